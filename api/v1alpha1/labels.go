@@ -1,0 +1,16 @@
+package v1alpha1
+
+// Labels and annotations. Values of labels are at most 63 characters, so a name that may be longer travels in an annotation.
+const (
+	// LabelNode on a Node makes the node class of that name exist, and is the default node selector of every class.
+	LabelNode = "zuulbuild.dev/node"
+	// LabelBuild on a Pod is the name of the ZuulBuild it runs. The operator watches only Pods that carry it.
+	LabelBuild = "zuulbuild.dev/build"
+	// LabelGearmanServer on a ZuulBuild is the name of the Gearman server the request came from. A build without it was made by hand, so that
+	// nobody listens on the Gearman side and nothing is aborted for want of a listener.
+	LabelGearmanServer = "zuulbuild.dev/gearman-server"
+	// AnnotationJob on a Pod is the Gearman name of the job, unshortened.
+	AnnotationJob = "zuulbuild.dev/job"
+	// AnnotationNumber on a Pod is the build number.
+	AnnotationNumber = "zuulbuild.dev/number"
+)

@@ -1,0 +1,154 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// ConditionRegistered on a ZuulJob: Zuul can ask for the job. Where it is False the reason and message say what to change.
+const ConditionRegistered = "Registered"
+
+// Timeouts are the clocks of a build. A field left out has the operator's default.
+type Timeouts struct {
+	// unscheduled is how long the Pod may be without a node. Default 15m.
+	// +optional
+	Unscheduled *metav1.Duration `json:"unscheduled,omitempty"`
+
+	// pending is how long the Pod may take from having a node to its main container running (image pull, init containers). Default 15m.
+	// +optional
+	Pending *metav1.Duration `json:"pending,omitempty"`
+
+	// run is how long the main container may run; then the build ends TIMED_OUT. Default 3h.
+	// +optional
+	Run *metav1.Duration `json:"run,omitempty"`
+
+	// abort is how long the containers have between SIGTERM and SIGKILL. Default 30s.
+	// +optional
+	Abort *metav1.Duration `json:"abort,omitempty"`
+}
+
+// Retention is how long things are kept after a build completed. A field left out has the operator's default.
+type Retention struct {
+	// pod is how long the Pod is kept, and with it its log. Default 1h. An aborted build loses its Pod at once.
+	// +optional
+	Pod *metav1.Duration `json:"pod,omitempty"`
+
+	// build is how long the ZuulBuild is kept. Default 168h.
+	// +optional
+	Build *metav1.Duration `json:"build,omitempty"`
+}
+
+// ZuulJobSpec says how to run a job: either image and script, or a whole Pod template.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.template) ? !has(self.image) && !has(self.script) && !has(self.resources) : has(self.image) && has(self.script)",message="give either image and script (and resources), or template"
+// +kubebuilder:validation:XValidation:rule="!has(self.template) || has(self.template.spec)",message="template needs a spec with at least one container"
+type ZuulJobSpec struct {
+	// jobName is what Zuul calls the job, where that is not the name of this object: printable ASCII without spaces. Default: metadata.name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=400
+	// +kubebuilder:validation:Pattern=`^[!-~]+$`
+	// +optional
+	JobName string `json:"jobName,omitempty"`
+
+	// image runs the script.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	Image string `json:"image,omitempty"`
+
+	// script is run by `/bin/sh -e`, or by the interpreter its first line names (#!). At most 120,000 bytes.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=120000
+	// +optional
+	Script string `json:"script,omitempty"`
+
+	// resources of the script's container. Default: those of the node class.
+	// +optional
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// template is a whole Pod template, for jobs that need more than a script. The main container is the one named `build`, else the first: it
+	// decides the result. restartPolicy is always Never.
+	// +optional
+	Template *corev1.PodTemplateSpec `json:"template,omitempty"`
+
+	// nodes are the node classes the job may be asked to run on. Empty means every class.
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[!-~]+$`
+	// +listType=set
+	// +optional
+	Nodes []string `json:"nodes,omitempty"`
+
+	// timeouts are the clocks of its builds.
+	// +optional
+	Timeouts *Timeouts `json:"timeouts,omitempty"`
+
+	// retention is how long its builds and their Pods are kept.
+	// +optional
+	Retention *Retention `json:"retention,omitempty"`
+
+	// disabled takes the job away from Zuul; running builds go on.
+	// +optional
+	Disabled bool `json:"disabled,omitempty"`
+
+	// firstBuildNumber is the lowest number to give, to go on where another system stopped. Default 1.
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	FirstBuildNumber int64 `json:"firstBuildNumber,omitempty"`
+}
+
+// ZuulJobStatus is what the operator makes of the job.
+type ZuulJobStatus struct {
+	// functions are the Gearman functions registered for the job.
+	// +listType=set
+	// +optional
+	Functions []string `json:"functions,omitempty"`
+
+	// lastNumber is the highest build number given or set aside to be given. Numbers up to it are never given again, so after an unclean end of
+	// the operator some may be skipped.
+	// +optional
+	LastNumber int64 `json:"lastNumber,omitempty"`
+
+	// conditions: Registered.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ZuulJob is what Zuul calls a job.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=zj,categories=zuul
+// +kubebuilder:printcolumn:name="Job",type=string,JSONPath=`.spec.jobName`
+// +kubebuilder:printcolumn:name="Registered",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].reason`
+// +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].message`,priority=1
+type ZuulJob struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec ZuulJobSpec `json:"spec"`
+	// +optional
+	Status ZuulJobStatus `json:"status,omitempty"`
+}
+
+// ZuulJobList is a list of ZuulJobs.
+// +kubebuilder:object:root=true
+type ZuulJobList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ZuulJob `json:"items"`
+}
+
+// GearmanName is the name Zuul calls the job by.
+func (j *ZuulJob) GearmanName() string {
+	if j.Spec.JobName != "" {
+		return j.Spec.JobName
+	}
+	return j.Name
+}

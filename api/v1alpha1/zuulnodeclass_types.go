@@ -1,0 +1,70 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// ZuulNodeClassSpec says where builds of the class run. The zero value means: on Nodes labelled zuulbuild.dev/node with the class's name.
+type ZuulNodeClassSpec struct {
+	// className is what Zuul calls the class (ZUUL_NODE), where that is not the name of this object: printable ASCII without spaces.
+	// Default: metadata.name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[!-~]+$`
+	// +optional
+	ClassName string `json:"className,omitempty"`
+
+	// nodeSelector of the Pods. Default: zuulbuild.dev/node with the class's name.
+	// +optional
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+
+	// tolerations added to the Pods.
+	// +listType=atomic
+	// +optional
+	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
+
+	// runtimeClassName of the Pods, where the job names none.
+	// +optional
+	RuntimeClassName *string `json:"runtimeClassName,omitempty"`
+
+	// priorityClassName of the Pods, where the job names none.
+	// +optional
+	PriorityClassName string `json:"priorityClassName,omitempty"`
+
+	// resources of the main container, where the job gives none.
+	// +optional
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+}
+
+// ZuulNodeClass is what a ZUUL_NODE means. A Node labelled zuulbuild.dev/node=NAME makes class NAME exist without an object; the object is for
+// pools that scale to zero nodes and for tuning.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:shortName=znc,categories=zuul,scope=Cluster
+// +kubebuilder:printcolumn:name="Class",type=string,JSONPath=`.spec.className`
+// +kubebuilder:printcolumn:name="Selector",type=string,JSONPath=`.spec.nodeSelector`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type ZuulNodeClass struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec ZuulNodeClassSpec `json:"spec,omitempty"`
+}
+
+// ZuulNodeClassList is a list of ZuulNodeClasses.
+// +kubebuilder:object:root=true
+type ZuulNodeClassList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ZuulNodeClass `json:"items"`
+}
+
+// GearmanName is the name Zuul calls the class by.
+func (c *ZuulNodeClass) GearmanName() string {
+	if c.Spec.ClassName != "" {
+		return c.Spec.ClassName
+	}
+	return c.Name
+}

@@ -1,0 +1,83 @@
+// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours. A Pod template
+// with its descriptions makes a CRD of 600 KiB, more than `kubectl apply` can put into its annotation (256 KiB) and much of what Helm can store.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// foreign are the properties, anywhere in our types, that hold a type of Kubernetes'.
+var foreign = map[string]bool{"template": true, "resources": true, "tolerations": true, "conditions": true}
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: crdtrim FOLDER")
+		os.Exit(2)
+	}
+	files, err := filepath.Glob(filepath.Join(os.Args[1], "*.yaml"))
+	for _, file := range files {
+		if err == nil {
+			err = trim(file)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "crdtrim:", err)
+		os.Exit(1)
+	}
+}
+
+func trim(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	crd := apiextensionsv1.CustomResourceDefinition{}
+	if err := yaml.Unmarshal(text, &crd); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if crd.Kind != "CustomResourceDefinition" {
+		return nil
+	}
+	for _, version := range crd.Spec.Versions {
+		trimProperties(version.Schema.OpenAPIV3Schema, false)
+	}
+	// The status of a definition is the API server's; its zero value is noise in a file to apply.
+	out, err := yaml.Marshal(struct {
+		APIVersion string                                       `json:"apiVersion"`
+		Kind       string                                       `json:"kind"`
+		Metadata   map[string]any                               `json:"metadata"`
+		Spec       apiextensionsv1.CustomResourceDefinitionSpec `json:"spec"`
+	}{crd.APIVersion, crd.Kind, map[string]any{"name": crd.Name, "annotations": crd.Annotations}, crd.Spec})
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return os.WriteFile(file, out, 0o644)
+}
+
+func trimProperties(schema *apiextensionsv1.JSONSchemaProps, within bool) {
+	if schema == nil {
+		return
+	}
+	if within {
+		schema.Description = ""
+	}
+	for name, property := range schema.Properties {
+		description := property.Description
+		trimProperties(&property, within || foreign[name])
+		if !within {
+			property.Description = description
+		}
+		schema.Properties[name] = property
+	}
+	if schema.Items != nil {
+		trimProperties(schema.Items.Schema, within)
+	}
+	if schema.AdditionalProperties != nil {
+		trimProperties(schema.AdditionalProperties.Schema, within)
+	}
+}
