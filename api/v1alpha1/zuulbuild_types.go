@@ -111,7 +111,10 @@ type ZuulBuildSpec struct {
 	AbortReason AbortReason `json:"abortReason,omitempty"`
 }
 
-// ZuulBuildStatus is what became of it. Only the controllers write it.
+// ZuulBuildStatus is what became of it. Only the controllers write it. The verdict is given once: the API server refuses a second one, so that a
+// late writer with an old view cannot change what Zuul was told.
+//
+// +kubebuilder:validation:XValidation:rule="!(oldSelf.?phase.orValue('') in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (self.?phase.orValue('') == oldSelf.?phase.orValue('') && self.?result.orValue('') == oldSelf.?result.orValue(''))",message="the verdict on a build is given once"
 type ZuulBuildStatus struct {
 	// phase is a one-word summary.
 	// +optional

@@ -1,0 +1,149 @@
+// Package buildnumber gives out build numbers: integers from 1, rising per job, never given twice, also across restarts and for builds made by
+// hand. It has a room of its own because both halves of the operator number builds and neither may call the other.
+package buildnumber
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// IndexJob is the field index over ZuulBuilds that a Sequence lists by.
+const IndexJob = "spec.job"
+
+// SetupIndex registers IndexJob.
+func SetupIndex(ctx context.Context, indexer client.FieldIndexer) error {
+	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, IndexJob, func(object client.Object) []string {
+		return []string{object.(*v1alpha1.ZuulBuild).Spec.Job}
+	})
+}
+
+// blockSize is how many numbers one write to a ZuulJob sets aside. A write a build would be the costliest thing about a number; the price is
+// that at most this many are skipped when the operator ends without saying so.
+const blockSize = 20
+
+// Sequence gives out the numbers of all jobs. One Sequence must be at work at a time: it belongs to the leader.
+type Sequence struct {
+	// Client reads builds from a cache that has IndexJob, and writes the status of ZuulJobs.
+	Client client.Client
+	// Live reads past the cache.
+	Live client.Reader
+
+	mu   sync.Mutex
+	jobs map[jobKey]*block
+}
+
+type jobKey struct {
+	types.NamespacedName
+	job string
+}
+
+// block holds the numbers (last, limit] that are set aside and not given.
+type block struct {
+	mu          sync.Mutex
+	last, limit int64
+}
+
+// Next gives the next number of a job: `job` is its Gearman name, `key` its ZuulJob. A ZuulJob that is gone still has its builds numbered, from the
+// builds that exist.
+func (s *Sequence) Next(ctx context.Context, key types.NamespacedName, job string) (int64, error) {
+	b := s.block(jobKey{key, job})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == b.limit {
+		if err := s.setAside(ctx, key, job, b); err != nil {
+			return 0, fmt.Errorf("set build numbers of ZuulJob %s aside: %w", key, err)
+		}
+	}
+	b.last++
+	return b.last, nil
+}
+
+func (s *Sequence) block(key jobKey) *block {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.jobs == nil {
+		s.jobs = map[jobKey]*block{}
+	}
+	if s.jobs[key] == nil {
+		s.jobs[key] = &block{}
+	}
+	return s.jobs[key]
+}
+
+// setAside raises lastNumber of the ZuulJob above every number that was ever given. The resource version makes a second writer fail rather than
+// set the same numbers aside.
+func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name string, b *block) error {
+	used, err := s.highest(ctx, key.Namespace, name)
+	if err != nil {
+		return err
+	}
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		job := &v1alpha1.ZuulJob{}
+		if err := s.Live.Get(ctx, key, job); apierrors.IsNotFound(err) {
+			b.last = max(b.last, used)
+			b.limit = b.last + 1
+			return nil
+		} else if err != nil {
+			return err
+		}
+		first := max(b.last, used, job.Status.LastNumber, job.Spec.FirstBuildNumber-1)
+		if err := s.writeLast(ctx, job, first+blockSize); err != nil {
+			return err
+		}
+		b.last, b.limit = first, first+blockSize
+		return nil
+	})
+}
+
+// highest number among the builds of a job that exist.
+func (s *Sequence) highest(ctx context.Context, namespace, job string) (int64, error) {
+	builds := v1alpha1.ZuulBuildList{}
+	if err := s.Client.List(ctx, &builds, client.InNamespace(namespace), client.MatchingFields{IndexJob: job}, client.UnsafeDisableDeepCopy); err != nil {
+		return 0, err
+	}
+	var highest int64
+	for i := range builds.Items {
+		highest = max(highest, builds.Items[i].Spec.Number)
+	}
+	return highest, nil
+}
+
+func (s *Sequence) writeLast(ctx context.Context, job *v1alpha1.ZuulJob, last int64) error {
+	before := job.DeepCopy()
+	job.Status.LastNumber = last
+	return s.Client.Status().Patch(ctx, job, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+}
+
+// Release gives back the numbers set aside and not given, at a clean end, so that the next operator goes on without a gap. No number may be asked
+// for afterwards.
+func (s *Sequence) Release(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, b := range s.jobs {
+		b.mu.Lock()
+		last, limit := b.last, b.limit
+		b.mu.Unlock()
+		job := &v1alpha1.ZuulJob{}
+		if err := s.Live.Get(ctx, key.NamespacedName, job); err != nil {
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			return err
+		}
+		if last < limit && job.Status.LastNumber == limit {
+			if err := s.writeLast(ctx, job, last); err != nil && !apierrors.IsConflict(err) {
+				return err
+			}
+		}
+	}
+	s.jobs = nil
+	return nil
+}

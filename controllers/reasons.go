@@ -1,0 +1,48 @@
+package controllers
+
+// Reasons of a verdict: the same word in status.reason, in the Complete condition, in the event and in docs/reasons.md.
+const (
+	ReasonSucceeded = "Succeeded"
+	ReasonExitCode  = "ExitCode"
+	ReasonTimedOut  = "TimedOut"
+	ReasonOOMKilled = "OOMKilled"
+	ReasonAborted   = "Aborted"
+	ReasonAbandoned = "Abandoned"
+
+	// The job's or the request's configuration.
+	ReasonInvalidRequest       = "InvalidRequest"
+	ReasonJobNotFound          = "JobNotFound"
+	ReasonInvalidPod           = "InvalidPod"
+	ReasonForbidden            = "Forbidden"
+	ReasonImageInvalid         = "ImageInvalid"
+	ReasonImagePullFailed      = "ImagePullFailed"
+	ReasonContainerConfigError = "ContainerConfigError"
+	ReasonStartError           = "StartError"
+	ReasonInitFailed           = "InitFailed"
+
+	// The infrastructure: no result, Zuul runs the job again.
+	ReasonDisrupted     = "Disrupted"
+	ReasonRejected      = "Rejected"
+	ReasonNodeLost      = "NodeLost"
+	ReasonPodDeleted    = "PodDeleted"
+	ReasonUnschedulable = "Unschedulable"
+	ReasonStartTimeout  = "StartTimeout"
+	ReasonUnknown       = "Unknown"
+
+	// Why a build that has not ended is where it is.
+	ReasonQuotaExceeded     = "QuotaExceeded"
+	ReasonScheduling        = "Scheduling"
+	ReasonSchedulingGated   = "SchedulingGated"
+	ReasonContainerCreating = "ContainerCreating"
+	ReasonInitializing      = "Initializing"
+	ReasonRunning           = "Running"
+)
+
+// Results Zuul is told. An infrastructure verdict has none.
+const (
+	ResultSuccess        = "SUCCESS"
+	ResultFailure        = "FAILURE"
+	ResultAborted        = "ABORTED"
+	ResultTimedOut       = "TIMED_OUT"
+	ResultInvalidRequest = "INVALID_REQUEST"
+)

@@ -1,0 +1,114 @@
+package controllers
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// recordPod puts into the status what the Pod tells of its course. A Pod that has not started and is young changes nothing: most start within
+// moments, and a write for each moment would cost more than it tells.
+func (s *scope) recordPod() {
+	if s.pod == nil {
+		return
+	}
+	started := mainStarted(s.pod)
+	if started == nil && !podTerminal(s.pod) && s.now.Sub(s.pod.CreationTimestamp.Time) < explainAfter {
+		return
+	}
+	status := &s.build.Status
+	status.PodName, status.NodeName = s.pod.Name, s.pod.Spec.NodeName
+	if c := podCondition(s.pod, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionTrue {
+		status.ScheduledTime = c.LastTransitionTime.DeepCopy()
+		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionTrue, "Scheduled", "node "+s.pod.Spec.NodeName)
+	}
+	if started != nil {
+		status.Phase, status.Reason, status.Message = v1alpha1.PhaseRunning, ReasonRunning, ""
+		status.StartTime = &metav1.Time{Time: *started}
+		s.condition(v1alpha1.ConditionStarted, metav1.ConditionTrue, "Started", "")
+	} else {
+		s.explain(waiting(s.pod))
+	}
+}
+
+// explain says what a build that has not started waits for. A message that changes while the reason stays is not worth a write.
+func (s *scope) explain(reason, message string) {
+	if s.build.Status.Phase == v1alpha1.PhaseStarting && s.build.Status.Reason == reason {
+		return
+	}
+	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, message
+}
+
+// end gives the build its verdict.
+func (s *scope) end(v *verdict) {
+	status := &s.build.Status
+	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, v.message
+	completed := metav1.NewTime(s.now.Truncate(time.Second))
+	status.CompletionTime = &completed
+	s.condition(v1alpha1.ConditionComplete, metav1.ConditionTrue, v.reason, v.message)
+	s.after = shortestRequeue
+}
+
+func (s *scope) condition(kind string, status metav1.ConditionStatus, reason, message string) {
+	meta.SetStatusCondition(&s.build.Status.Conditions, metav1.Condition{
+		Type: kind, Status: status, Reason: reason, Message: message,
+		ObservedGeneration: s.build.Generation, LastTransitionTime: metav1.NewTime(s.now),
+	})
+}
+
+// writeStatus writes what this round changed, and nothing where it changed nothing: one merge patch without a resource version, since nobody else
+// writes the status. That a verdict is given once the API server sees to itself, so a round that started from an old view is refused here.
+func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.ZuulBuild, s *scope) error {
+	if equality.Semantic.DeepEqual(before.Status, s.build.Status) {
+		return nil
+	}
+	s.build.Status.URL = r.BuildURL(s.build)
+	completes := s.build.Complete() && !before.Complete()
+	after := before.DeepCopy()
+	after.Status = s.build.Status
+	switch err := r.Status().Patch(ctx, after, client.MergeFrom(before)); {
+	case apierrors.IsInvalid(err):
+		return r.explainRefusal(ctx, s.build, err)
+	case err != nil:
+		return client.IgnoreNotFound(err)
+	}
+	if completes {
+		r.sendEvent(s)
+	}
+	return nil
+}
+
+// explainRefusal tells an old view, which needs nothing more, from a status the API server will never take.
+func (r *ZuulBuildReconciler) explainRefusal(ctx context.Context, build *v1alpha1.ZuulBuild, refusal error) error {
+	live := &v1alpha1.ZuulBuild{}
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(build), live); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if live.Complete() {
+		ctrl.LoggerFrom(ctx).V(1).Info("Status not written: the build has its verdict already", "phase", live.Status.Phase)
+		return nil
+	}
+	return refusal
+}
+
+// sendEvent tells the person who looks at the build how it ended, where that is not the normal course. A Pod's own life is in its own events.
+func (r *ZuulBuildReconciler) sendEvent(s *scope) {
+	if s.build.Status.Phase == v1alpha1.PhaseSucceeded || s.build.Status.Reason == ReasonExitCode {
+		return
+	}
+	var related runtime.Object
+	if s.pod != nil {
+		related = s.pod
+	}
+	r.Recorder.Eventf(s.build, related, corev1.EventTypeWarning, s.build.Status.Reason, "Complete", "%s", s.build.Status.Message)
+}

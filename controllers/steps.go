@@ -1,0 +1,198 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// collect clears away what a completed build leaves: a Pod that still runs at once, one that ended and the build itself when their time is over.
+func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, error) {
+	if !s.build.Complete() {
+		return false, nil
+	}
+	r.pods.forget(client.ObjectKeyFromObject(s.build))
+	completed := s.now
+	if s.build.Status.CompletionTime != nil {
+		completed = s.build.Status.CompletionTime.Time
+	}
+	keepPod, keepBuild := retentionOf(s.job)
+	if !podEnded(s.pod) || s.build.Status.Phase == v1alpha1.PhaseAborted {
+		keepPod = 0
+	}
+	if left := completed.Add(keepBuild).Sub(s.now); left <= 0 {
+		return true, client.IgnoreNotFound(r.Delete(ctx, s.build, client.Preconditions{UID: &s.build.UID}))
+	} else {
+		s.after = left
+	}
+	if s.pod == nil || s.pod.DeletionTimestamp != nil {
+		return true, nil
+	}
+	if left := completed.Add(keepPod).Sub(s.now); left > 0 {
+		s.after = min(s.after, left)
+		return true, nil
+	}
+	return true, r.deletePod(ctx, s.pod)
+}
+
+func podEnded(pod *corev1.Pod) bool { return pod == nil || podTerminal(pod) }
+
+// ensurePod makes the Pod of a build that has had none. Its name is the build's, so that there is one at a time whoever else tries.
+func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, error) {
+	if s.pod != nil {
+		return false, nil
+	}
+	if r.hadPod(s.build) {
+		s.end(decide(facts{now: s.now}))
+		return true, nil
+	}
+	class, err := r.nodeClass(ctx, s.build.Spec.Node)
+	if err != nil {
+		return false, err
+	}
+	pod, err := buildPod(s.build, s.job, class, r.BuildURL(s.build))
+	if err != nil {
+		s.end(unbuildable(err))
+		return true, nil
+	}
+	err = r.Create(ctx, pod)
+	switch {
+	case err == nil:
+		r.pods.remember(s.build)
+		s.after = explainAfter
+		return true, nil
+	case apierrors.IsAlreadyExists(err):
+		return true, r.adopt(ctx, s)
+	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):
+		s.explain(ReasonQuotaExceeded, err.Error())
+		s.after = quotaRetry
+		return true, nil
+	case apierrors.IsForbidden(err):
+		s.end(failed(ReasonForbidden, "the API server does not let the Pod be: %v", err))
+		return true, nil
+	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err):
+		s.end(failed(ReasonInvalidPod, "the API server does not take the Pod: %v", err))
+		return true, nil
+	default:
+		return false, err
+	}
+}
+
+// unbuildable is the verdict where no Pod could be made of the build's parameters or the job's template.
+func unbuildable(err error) *verdict {
+	var request *requestError
+	if errors.As(err, &request) {
+		return &verdict{v1alpha1.PhaseFailed, ResultInvalidRequest, ReasonInvalidRequest, err.Error()}
+	}
+	return failed(ReasonInvalidPod, "%v", err)
+}
+
+// adopt takes over a Pod of the build's name that exists although the cache did not know it.
+func (r *ZuulBuildReconciler) adopt(ctx context.Context, s *scope) error {
+	pod := &corev1.Pod{}
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), pod); err != nil {
+		s.after = shortestRequeue
+		return client.IgnoreNotFound(err)
+	}
+	switch {
+	case ownedBy(pod, s.build):
+		r.pods.remember(s.build)
+	case pod.Labels[v1alpha1.LabelBuild] == s.build.Name:
+		// The Pod of an earlier build of the same name: it may still run, so the name is free only when it is gone.
+		s.after = shortestRequeue
+		if pod.DeletionTimestamp == nil {
+			return r.deletePod(ctx, pod)
+		}
+	default:
+		s.end(failed(ReasonInvalidPod, "a Pod named %s that does not belong to the build is in the way", pod.Name))
+	}
+	return nil
+}
+
+// nodeClass finds the class Zuul calls by a name; nil where there is none.
+func (r *ZuulBuildReconciler) nodeClass(ctx context.Context, name string) (*v1alpha1.ZuulNodeClass, error) {
+	if name == "" {
+		return nil, nil
+	}
+	classes := v1alpha1.ZuulNodeClassList{}
+	if err := r.List(ctx, &classes); err != nil {
+		return nil, err
+	}
+	for i := range classes.Items {
+		if classes.Items[i].GearmanName() == name {
+			return &classes.Items[i], nil
+		}
+	}
+	return nil, nil
+}
+
+// expire has the kubelet end a Pod whose run clock is over, by the one way that keeps the Pod and its log: its deadline.
+func (r *ZuulBuildReconciler) expire(ctx context.Context, pod *corev1.Pod) error {
+	if deadline := pod.Spec.ActiveDeadlineSeconds; deadline != nil && *deadline == 1 {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`))))
+}
+
+// deletePod deletes just this Pod, not one that has taken its name since.
+func (r *ZuulBuildReconciler) deletePod(ctx context.Context, pod *corev1.Pod) error {
+	return client.IgnoreNotFound(r.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}))
+}
+
+// deleteLeftBehind deletes the Pod of a build that was itself deleted. The garbage collector would, in its own time.
+func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.NamespacedName) error {
+	r.pods.forget(key)
+	pod := &corev1.Pod{}
+	if err := r.Get(ctx, key, pod); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if err := r.Live.Get(ctx, key, &v1alpha1.ZuulBuild{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	if pod.DeletionTimestamp != nil || pod.Labels[v1alpha1.LabelBuild] != key.Name {
+		return nil
+	}
+	return r.deletePod(ctx, pod)
+}
+
+func ownedBy(pod *corev1.Pod, build *v1alpha1.ZuulBuild) bool {
+	owner := metav1.GetControllerOf(pod)
+	return owner != nil && owner.UID == build.UID
+}
+
+// podMemory is the builds whose Pod this process has made or met and whose status does not say so yet. It only ever adds caution: without it, a
+// Pod that vanished before its start was recorded would be made again, and the job run twice.
+type podMemory struct {
+	mu     sync.Mutex
+	builds map[types.NamespacedName]types.UID
+}
+
+func (m *podMemory) remember(build *v1alpha1.ZuulBuild) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.builds == nil {
+		m.builds = map[types.NamespacedName]types.UID{}
+	}
+	m.builds[client.ObjectKeyFromObject(build)] = build.UID
+}
+
+func (m *podMemory) knows(build *v1alpha1.ZuulBuild) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.builds[client.ObjectKeyFromObject(build)] == build.UID
+}
+
+func (m *podMemory) forget(key types.NamespacedName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.builds, key)
+}

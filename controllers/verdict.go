@@ -1,0 +1,279 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// verdict is how a build ended. result is empty where the infrastructure is to blame: Zuul then runs the job again.
+type verdict struct {
+	phase   v1alpha1.BuildPhase
+	result  string
+	reason  string
+	message string
+}
+
+// facts are all a verdict rests on. A nil pod means that the build had one and the API server says it is gone.
+type facts struct {
+	pod    *corev1.Pod
+	limits timeouts
+	now    time.Time
+}
+
+// rules are asked in order and the first that answers decides. Signs of disruption come before anything a container says of itself, because a
+// container that is told to stop may well exit 0: that must never become SUCCESS.
+var rules = []func(facts) *verdict{
+	podDeleted, disrupted, rejected, nodeLost, timedOut,
+	imageInvalid, imagePullFailed, containerConfigError, unschedulable, startTimeout,
+	initFailed, outOfMemory, startError, exitCode, succeeded, unknown,
+}
+
+// decide gives the verdict on a Pod, or nil while there is none to give.
+func decide(f facts) *verdict {
+	for _, rule := range rules {
+		if v := rule(f); v != nil {
+			return v
+		}
+	}
+	return nil
+}
+
+func failed(reason, message string, arguments ...any) *verdict {
+	return &verdict{v1alpha1.PhaseFailed, ResultFailure, reason, fmt.Sprintf(message, arguments...)}
+}
+
+func lost(reason, message string, arguments ...any) *verdict {
+	return &verdict{v1alpha1.PhaseLost, "", reason, fmt.Sprintf(message, arguments...)}
+}
+
+func podDeleted(f facts) *verdict {
+	if f.pod == nil {
+		return lost(ReasonPodDeleted, "the Pod was deleted before it ended")
+	}
+	return nil
+}
+
+// disrupted: the Pod was told to go by somebody other than the build (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/).
+// The condition alone is not the end: an eviction may be called off.
+func disrupted(f facts) *verdict {
+	if !podTerminal(f.pod) {
+		return nil
+	}
+	if c := podCondition(f.pod, corev1.DisruptionTarget); c != nil && c.Status == corev1.ConditionTrue {
+		return lost(ReasonDisrupted, "%s: %s", c.Reason, c.Message)
+	}
+	if f.pod.DeletionTimestamp != nil {
+		return lost(ReasonPodDeleted, "the Pod was deleted while it ran")
+	}
+	for _, status := range f.pod.Status.ContainerStatuses {
+		if t := status.State.Terminated; t != nil && t.Reason == "ContainerStatusUnknown" {
+			return lost(ReasonDisrupted, "the node lost track of container %s: %s", status.Name, t.Message)
+		}
+	}
+	return nil
+}
+
+// rejected: the kubelet failed the Pod before or instead of running it. DeadlineExceeded is the build's own clock.
+func rejected(f facts) *verdict {
+	switch reason := f.pod.Status.Reason; {
+	case f.pod.Status.Phase != corev1.PodFailed || reason == "" || reason == "DeadlineExceeded" || reason == "NodeLost":
+		return nil
+	case reason == "Evicted", reason == "Terminated", reason == "NodeShutdown", reason == "Shutdown":
+		return lost(ReasonDisrupted, "%s: %s", reason, f.pod.Status.Message)
+	default: // NodeAffinity, UnexpectedAdmissionError, OutOfcpu, OutOfmemory, OutOfpods …
+		return lost(ReasonRejected, "%s: %s", reason, f.pod.Status.Message)
+	}
+}
+
+func nodeLost(f facts) *verdict {
+	overdue := f.pod.DeletionTimestamp != nil && f.now.Sub(f.pod.DeletionTimestamp.Time) >= unreachableGrace
+	if f.pod.Status.Reason == "NodeLost" || overdue {
+		return lost(ReasonNodeLost, "node %s does not answer", f.pod.Spec.NodeName)
+	}
+	return nil
+}
+
+func timedOut(f facts) *verdict {
+	if f.pod.Status.Phase != corev1.PodFailed || f.pod.Status.Reason != "DeadlineExceeded" {
+		return nil
+	}
+	if mainStarted(f.pod) == nil {
+		return lost(ReasonStartTimeout, "the main container had not started within the pending and run timeouts (%s)", f.limits.pending+f.limits.run)
+	}
+	return &verdict{v1alpha1.PhaseFailed, ResultTimedOut, ReasonTimedOut, fmt.Sprintf("the build ran longer than its run timeout (%s)", f.limits.run)}
+}
+
+func imageInvalid(f facts) *verdict {
+	return waitingVerdict(f, 0, ReasonImageInvalid, "InvalidImageName", "ErrImageNeverPull")
+}
+
+func imagePullFailed(f facts) *verdict {
+	return waitingVerdict(f, imageGrace, ReasonImagePullFailed, "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed")
+}
+
+func containerConfigError(f facts) *verdict {
+	return waitingVerdict(f, configurationGrace, ReasonContainerConfigError, "CreateContainerConfigError", "CreateContainerError", "PreCreateHookError",
+		"PreStartHookError", "PostStartHookError", "RunContainerError")
+}
+
+// waitingVerdict: a container has been waiting for one of the kubelet's reasons for longer than grace, counted from when the Pod had its node.
+func waitingVerdict(f facts, grace time.Duration, reason string, kubelet ...string) *verdict {
+	if f.pod.Status.Phase != corev1.PodPending || f.pod.DeletionTimestamp != nil {
+		return nil
+	}
+	scheduled := podCondition(f.pod, corev1.PodScheduled)
+	if scheduled == nil || scheduled.Status != corev1.ConditionTrue || f.now.Sub(scheduled.LastTransitionTime.Time) < grace {
+		return nil
+	}
+	for _, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
+		if w := status.State.Waiting; w != nil && slices.Contains(kubelet, w.Reason) {
+			return failed(reason, "container %s: %s: %s", status.Name, w.Reason, w.Message)
+		}
+	}
+	return nil
+}
+
+func unschedulable(f facts) *verdict {
+	c := podCondition(f.pod, corev1.PodScheduled)
+	scheduled := c != nil && c.Status == corev1.ConditionTrue
+	if scheduled || f.pod.Status.Phase != corev1.PodPending || gated(f.pod) || f.now.Sub(f.pod.CreationTimestamp.Time) < f.limits.unscheduled {
+		return nil
+	}
+	said := "the scheduler has said nothing"
+	if c != nil && c.Message != "" {
+		said = c.Message
+	}
+	return lost(ReasonUnschedulable, "no node for the Pod within %s: %s", f.limits.unscheduled, said)
+}
+
+func startTimeout(f facts) *verdict {
+	c := podCondition(f.pod, corev1.PodScheduled)
+	if c == nil || c.Status != corev1.ConditionTrue || podTerminal(f.pod) || mainStarted(f.pod) != nil || f.now.Sub(c.LastTransitionTime.Time) < f.limits.pending {
+		return nil
+	}
+	_, message := waiting(f.pod)
+	return lost(ReasonStartTimeout, "the main container had not started within %s of the Pod having node %s: %s", f.limits.pending, f.pod.Spec.NodeName, message)
+}
+
+func initFailed(f facts) *verdict {
+	if f.pod.Status.Phase != corev1.PodFailed {
+		return nil
+	}
+	for _, status := range f.pod.Status.InitContainerStatuses {
+		if t := status.State.Terminated; t != nil && t.ExitCode != 0 && !nativeSidecar(&f.pod.Spec, status.Name) {
+			return failed(ReasonInitFailed, "init container %s", describeEnd(&f.pod.Spec, status.Name, t))
+		}
+	}
+	return nil
+}
+
+func outOfMemory(f facts) *verdict {
+	return firstEnd(f, ReasonOOMKilled, func(t *corev1.ContainerStateTerminated) bool { return t.Reason == "OOMKilled" })
+}
+
+func startError(f facts) *verdict {
+	return firstEnd(f, ReasonStartError, func(t *corev1.ContainerStateTerminated) bool {
+		return t.Reason == "StartError" || t.Reason == "ContainerCannotRun"
+	})
+}
+
+func exitCode(f facts) *verdict {
+	return firstEnd(f, ReasonExitCode, func(t *corev1.ContainerStateTerminated) bool { return t.ExitCode != 0 })
+}
+
+// firstEnd is FAILURE where a container of a failed Pod ended as `matches` says; the main container is asked first.
+func firstEnd(f facts, reason string, matches func(*corev1.ContainerStateTerminated) bool) *verdict {
+	if f.pod.Status.Phase != corev1.PodFailed {
+		return nil
+	}
+	main := mainContainer(&f.pod.Spec)
+	for _, mainOnly := range []bool{true, false} {
+		for _, status := range f.pod.Status.ContainerStatuses {
+			t := status.State.Terminated
+			if t != nil && (main != nil && status.Name == main.Name) == mainOnly && matches(t) {
+				return failed(reason, "container %s", describeEnd(&f.pod.Spec, status.Name, t))
+			}
+		}
+	}
+	return nil
+}
+
+// succeeded asks for more than the Pod's phase: every ordinary container of the spec must have been seen to end, with 0.
+func succeeded(f facts) *verdict {
+	if f.pod.Status.Phase != corev1.PodSucceeded {
+		return nil
+	}
+	for _, container := range f.pod.Spec.Containers {
+		ended := slices.ContainsFunc(f.pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+			t := s.State.Terminated
+			return s.Name == container.Name && t != nil && t.ExitCode == 0 && t.FinishedAt.Unix() > 0
+		})
+		if !ended {
+			return lost(ReasonUnknown, "the Pod says Succeeded, but container %s was not seen to end with 0", container.Name)
+		}
+	}
+	return &verdict{v1alpha1.PhaseSucceeded, ResultSuccess, ReasonSucceeded, ""}
+}
+
+func unknown(f facts) *verdict {
+	if !podTerminal(f.pod) {
+		return nil
+	}
+	return lost(ReasonUnknown, "the Pod ended as %s %s without saying why", f.pod.Status.Phase, f.pod.Status.Message)
+}
+
+// waiting says why a Pod has not started, in a word and a sentence.
+func waiting(pod *corev1.Pod) (reason, message string) {
+	c := podCondition(pod, corev1.PodScheduled)
+	switch {
+	case gated(pod):
+		return ReasonSchedulingGated, "the Pod is held back by a scheduling gate: " + pod.Spec.SchedulingGates[0].Name
+	case c == nil:
+		return ReasonScheduling, "the Pod waits for a node"
+	case c.Status != corev1.ConditionTrue:
+		return ReasonUnschedulable, c.Message
+	}
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if w := status.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
+			return w.Reason, fmt.Sprintf("container %s: %s", status.Name, w.Message)
+		}
+	}
+	for _, status := range pod.Status.InitContainerStatuses {
+		if status.State.Running != nil && !nativeSidecar(&pod.Spec, status.Name) {
+			return ReasonInitializing, "init container " + status.Name + " runs"
+		}
+	}
+	return ReasonContainerCreating, "node " + pod.Spec.NodeName + " prepares the containers"
+}
+
+func nativeSidecar(spec *corev1.PodSpec, container string) bool {
+	return slices.ContainsFunc(spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == container && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	})
+}
+
+// describeEnd is how a container ended, as a person would say it.
+func describeEnd(spec *corev1.PodSpec, container string, t *corev1.ContainerStateTerminated) string {
+	text := fmt.Sprintf("%s ended with exit code %d", container, t.ExitCode)
+	if t.ExitCode > 128 && t.ExitCode < 128+65 {
+		text += fmt.Sprintf(" (%s)", cmp.Or(unix.SignalName(syscall.Signal(t.ExitCode-128)), fmt.Sprintf("signal %d", t.ExitCode-128)))
+	}
+	if t.Reason == "OOMKilled" {
+		text += ", killed for want of memory"
+		if limit := memoryLimit(spec, container); limit != "" {
+			text += " (limit " + limit + ")"
+		}
+	}
+	if t.Message != "" {
+		text += ": " + t.Message
+	}
+	return text
+}

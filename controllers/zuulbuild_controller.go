@@ -1,0 +1,234 @@
+// Package controllers runs ZuulBuilds: objects become Pods, Pods become verdicts. What is decided is decided by pure functions in files of their own
+// (pod.go, verdict.go, clocks.go); the reconciler only reads, asks them, and writes.
+package controllers
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// Numbers gives out build numbers; see package buildnumber.
+type Numbers interface {
+	Next(ctx context.Context, job types.NamespacedName, name string) (int64, error)
+}
+
+// ZuulBuildReconciler makes one Pod for each ZuulBuild, gives one verdict on it and clears both away when their time is over.
+type ZuulBuildReconciler struct {
+	// Client reads from a cache that holds only Pods with the label zuulbuild.dev/build.
+	client.Client
+	// Live reads past the cache, for what a stale answer would make wrong.
+	Live     client.Reader
+	Numbers  Numbers
+	Recorder events.EventRecorder
+	// BuildURL is the address of the page of a build.
+	BuildURL func(*v1alpha1.ZuulBuild) string
+	Clock    clock.PassiveClock
+
+	pods podMemory
+}
+
+// indexJobName finds the ZuulJob that goes by a Gearman name.
+const indexJobName = "gearmanName"
+
+// SetupWithManager registers the reconciler.
+func (r *ZuulBuildReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
+	err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, func(object client.Object) []string {
+		return []string{object.(*v1alpha1.ZuulJob).GearmanName()}
+	})
+	if err != nil {
+		return err
+	}
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("zuulbuild").
+		For(&v1alpha1.ZuulBuild{}).
+		Owns(&corev1.Pod{}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
+		Complete(r)
+}
+
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds/status,verbs=patch
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds/finalizers,verbs=update
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuuljobs;zuulnodeclasses,verbs=get;list;watch
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuuljobs/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create;delete;patch
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=pods/log,verbs=get
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;create;update
+
+// Reconcile brings one build a step further: the steps are asked in order, and the first that has something to do or to wait for ends the round. The
+// status is written once, at the end, and events are sent only if that write succeeded.
+func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	build := &v1alpha1.ZuulBuild{}
+	if err := r.Get(ctx, request.NamespacedName, build); apierrors.IsNotFound(err) {
+		return ctrl.Result{}, r.deleteLeftBehind(ctx, request.NamespacedName)
+	} else if err != nil {
+		return ctrl.Result{}, err
+	}
+	if build.DeletionTimestamp != nil {
+		return ctrl.Result{}, nil
+	}
+	s := &scope{build: build.DeepCopy(), now: r.Clock.Now()}
+	for _, step := range []step{r.readJob, r.readPod, r.collect, r.number, r.refuse, r.abort, r.ensurePod, r.observe} {
+		done, err := step(ctx, s)
+		if err != nil {
+			return ctrl.Result{}, err
+		}
+		if done {
+			break
+		}
+	}
+	return ctrl.Result{RequeueAfter: s.after}, r.writeStatus(ctx, build, s)
+}
+
+// scope is what one round knows.
+type scope struct {
+	build *v1alpha1.ZuulBuild // a copy; its status is what will be written
+	job   *v1alpha1.ZuulJob   // nil: there is none
+	pod   *corev1.Pod         // nil: there is none
+	now   time.Time
+	after time.Duration // look again after
+}
+
+// step does its part and tells whether the round ends with it.
+type step func(context.Context, *scope) (done bool, err error)
+
+// readJob finds the ZuulJob: by jobRef, or by the name Zuul calls it (the oldest, where two claim it).
+func (r *ZuulBuildReconciler) readJob(ctx context.Context, s *scope) (bool, error) {
+	if ref := s.build.Spec.JobRef; ref != nil {
+		job := &v1alpha1.ZuulJob{}
+		err := r.Get(ctx, types.NamespacedName{Namespace: s.build.Namespace, Name: ref.Name}, job)
+		if err == nil {
+			s.job = job
+		}
+		return false, client.IgnoreNotFound(err)
+	}
+	jobs := v1alpha1.ZuulJobList{}
+	err := r.List(ctx, &jobs, client.InNamespace(s.build.Namespace), client.MatchingFields{indexJobName: s.build.Spec.Job})
+	for i := range jobs.Items {
+		if s.job == nil || jobs.Items[i].CreationTimestamp.Before(&s.job.CreationTimestamp) {
+			s.job = &jobs.Items[i]
+		}
+	}
+	return false, err
+}
+
+// readPod finds the Pod of the build. Where the cache has none although there has been one, the API server is asked: a build must not be called
+// lost, nor a second Pod be made, because a cache is late.
+func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, error) {
+	key := client.ObjectKeyFromObject(s.build)
+	pod := &corev1.Pod{}
+	err := r.Get(ctx, key, pod)
+	if apierrors.IsNotFound(err) && r.hadPod(s.build) && !s.build.Complete() {
+		err = r.Live.Get(ctx, key, pod)
+	}
+	if err == nil && ownedBy(pod, s.build) {
+		s.pod = pod
+	}
+	return false, client.IgnoreNotFound(err)
+}
+
+// hadPod tells whether a Pod of the build has existed.
+func (r *ZuulBuildReconciler) hadPod(build *v1alpha1.ZuulBuild) bool {
+	return build.Status.PodName != "" || r.pods.knows(build)
+}
+
+// number fills in the number of a build made by hand.
+func (r *ZuulBuildReconciler) number(ctx context.Context, s *scope) (bool, error) {
+	if s.build.Spec.Number != 0 {
+		return false, nil
+	}
+	key := client.ObjectKeyFromObject(s.build)
+	if s.job != nil {
+		key = client.ObjectKeyFromObject(s.job)
+	}
+	number, err := r.Numbers.Next(ctx, key, s.build.Spec.Job)
+	if err != nil {
+		return false, err
+	}
+	before := s.build.DeepCopy()
+	s.build.Spec.Number = number
+	return true, r.Patch(ctx, s.build, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+}
+
+// refuse ends a build that can have no Pod.
+func (r *ZuulBuildReconciler) refuse(_ context.Context, s *scope) (bool, error) {
+	switch {
+	case s.pod != nil || s.build.Spec.Abort:
+		return false, nil
+	case s.build.Spec.RequestError != "":
+		s.end(&verdict{v1alpha1.PhaseFailed, ResultInvalidRequest, ReasonInvalidRequest, s.build.Spec.RequestError})
+	case s.job == nil && !r.hadPod(s.build):
+		s.end(failed(ReasonJobNotFound, "no ZuulJob in namespace %s goes by the name %q", s.build.Namespace, s.build.Spec.Job))
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// abort deletes the Pod of a build that is to stop, and ends the build when the Pod is gone.
+func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error) {
+	if !s.build.Spec.Abort {
+		return false, nil
+	}
+	if s.pod == nil && !r.hadPod(s.build) {
+		// The cache may not know a Pod that an operator before this one made.
+		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), &corev1.Pod{}); err == nil {
+			r.pods.remember(s.build)
+			s.after = shortestRequeue
+			return true, nil
+		} else if !apierrors.IsNotFound(err) {
+			return false, err
+		}
+	}
+	overdue := s.pod != nil && s.pod.DeletionTimestamp != nil && s.now.Sub(s.pod.DeletionTimestamp.Time) >= unreachableGrace
+	if s.pod == nil || podTerminal(s.pod) || overdue {
+		s.recordPod()
+		s.end(abortVerdict(&s.build.Spec))
+		return true, nil
+	}
+	if s.pod.DeletionTimestamp == nil {
+		if err := r.deletePod(ctx, s.pod); err != nil {
+			return false, err
+		}
+	} else {
+		s.after = nextDeadline(s.pod, timeoutsOf(s.job), s.now)
+	}
+	s.build.Status.Phase = v1alpha1.PhaseAborting
+	return true, nil
+}
+
+func abortVerdict(spec *v1alpha1.ZuulBuildSpec) *verdict {
+	if spec.AbortReason == v1alpha1.AbortAbandoned {
+		return lost(ReasonAbandoned, "the Gearman job behind the build is gone, so nobody waits for it")
+	}
+	return &verdict{v1alpha1.PhaseAborted, ResultAborted, ReasonAborted, "the build was stopped"}
+}
+
+// observe puts what the Pod tells into the status: that it started, what it waits for, or how it ended.
+func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, error) {
+	limits := timeoutsOf(s.job)
+	if v := decide(facts{pod: s.pod, limits: limits, now: s.now}); v != nil {
+		s.recordPod()
+		s.end(v)
+		return true, nil
+	}
+	if started := mainStarted(s.pod); started != nil && s.now.Sub(*started) >= limits.run && s.pod.DeletionTimestamp == nil {
+		return true, r.expire(ctx, s.pod)
+	}
+	s.recordPod()
+	s.after = nextDeadline(s.pod, limits, s.now)
+	return true, nil
+}
