@@ -1,0 +1,224 @@
+package gearman
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// phase is what a session has told the server about wanting jobs.
+type phase int
+
+const (
+	// silent: nothing. The server will send no job and need not wake us.
+	silent phase = iota
+	// grabbing: GRAB_JOB_UNIQ was sent and has not been answered.
+	grabbing
+	// asleep: PRE_SLEEP was sent after NO_JOB. A NOOP will come with the
+	// next job.
+	asleep
+)
+
+// pingPrefix starts the job handles of pings, which no server gives. Asking
+// for the status of a handle is the only ping that gearmand and geard both
+// answer (handles over 63 bytes would make gearmand close the connection).
+const pingPrefix = "ping:"
+
+// session decides what a worker says on one connection. It is a pure state
+// machine: each method is an event and returns the packets to send for it, in
+// order. It knows no time and no network and is not safe for concurrent use.
+//
+// It never has two GRAB_JOB_UNIQ outstanding, sends neither GRAB_JOB_UNIQ nor
+// PRE_SLEEP unless free says so, and never unregisters a function while a job
+// of it runs or may be on its way: gearmand would requeue that job.
+type session struct {
+	// free reports whether one more job may be grabbed.
+	free func() bool
+
+	phase phase
+	// again: while grabbing something happened that the answer may not know
+	// of, so after NO_JOB it is asked once more before sleeping.
+	again bool
+	pings int
+	// overdue is the first ping sent after the outstanding GRAB_JOB_UNIQ, 0
+	// for none.
+	overdue  int
+	draining bool
+
+	wanted     map[string]bool // functions the worker is to offer
+	registered map[string]bool // functions the server was told of
+	running    map[string]int  // unfinished jobs by function
+}
+
+func newSession(free func() bool) *session {
+	return &session{
+		free:       free,
+		wanted:     make(map[string]bool),
+		registered: make(map[string]bool),
+		running:    make(map[string]int),
+	}
+}
+
+// start is the event of a new connection. The functions are registered in
+// random order because gearmand prefers the one registered last.
+func (s *session) start(clientID string, functions []string) []Packet {
+	var packets []Packet
+	if clientID != "" {
+		packets = append(packets, request(PacketSetClientID, clientID))
+	}
+	functions = slices.Clone(functions)
+	rand.Shuffle(len(functions), func(i, j int) { functions[i], functions[j] = functions[j], functions[i] })
+	return append(packets, s.setFunctions(functions)...)
+}
+
+// setFunctions is the event of another set of functions to offer.
+func (s *session) setFunctions(functions []string) []Packet {
+	var packets []Packet
+	s.wanted = make(map[string]bool, len(functions))
+	for _, function := range functions {
+		s.wanted[function] = true
+		if !s.registered[function] {
+			s.registered[function] = true
+			packets = append(packets, request(PacketCanDo, function))
+		}
+	}
+	added := len(packets) > 0
+	switch {
+	case s.phase == grabbing:
+		s.again = s.again || added
+	case s.phase == silent || added:
+		// No server wakes a sleeper for a function it adds.
+		packets = append(packets, s.grab()...)
+	default:
+		packets = append(packets, s.dropUnwanted()...)
+	}
+	return packets
+}
+
+// drain is the event of the worker's wish to get no more jobs.
+func (s *session) drain() { s.draining = true }
+
+// quiet reports that no job runs and none can arrive.
+func (s *session) quiet() bool {
+	return s.draining && s.phase != grabbing && len(s.running) == 0
+}
+
+// noop is the event of a NOOP, which servers may send at any time.
+func (s *session) noop() []Packet {
+	switch s.phase {
+	case asleep:
+		return s.grab()
+	case grabbing:
+		s.again = true
+	}
+	return nil
+}
+
+// noJob is the event of the answer NO_JOB.
+func (s *session) noJob() []Packet {
+	if s.phase != grabbing {
+		return nil
+	}
+	if s.again {
+		return s.grab()
+	}
+	s.phase = silent
+	packets := s.dropUnwanted()
+	if s.mayGrab() {
+		s.phase = asleep
+		packets = append(packets, request(PacketPreSleep))
+	}
+	return packets
+}
+
+// assigned is the event of a job of the function, after its owner has it.
+func (s *session) assigned(function string) []Packet {
+	s.running[function]++
+	if s.phase != grabbing {
+		return nil
+	}
+	return s.grab()
+}
+
+// finished is the event of a job of the function that has ended, after its
+// finishing packet was sent.
+func (s *session) finished(function string) []Packet {
+	if s.running[function]--; s.running[function] <= 0 {
+		delete(s.running, function)
+	}
+	switch s.phase {
+	case silent:
+		return s.grab()
+	case asleep:
+		return s.dropUnwanted()
+	}
+	return nil // after the outstanding answer
+}
+
+// wake is the event of the owner's word that free may have become true.
+func (s *session) wake() []Packet {
+	if s.phase != silent {
+		return nil
+	}
+	return s.grab()
+}
+
+// tick is the event of the ping interval. It heals a lost NOOP and a wake
+// nobody called, and asks for an answer that proves the server is there.
+func (s *session) tick() []Packet {
+	var packets []Packet
+	if s.phase != grabbing {
+		packets = s.grab()
+	}
+	s.pings++
+	if s.phase == grabbing && s.overdue == 0 {
+		s.overdue = s.pings
+	}
+	return append(packets, request(PacketGetStatus, pingPrefix+strconv.Itoa(s.pings)))
+}
+
+// pong is the event of the answer to the ping of a tick. Servers answer in
+// order, so a GRAB_JOB_UNIQ from before that tick will not be answered any
+// more: it met an ERROR.
+func (s *session) pong(handle string) []Packet {
+	ping, err := strconv.Atoi(strings.TrimPrefix(handle, pingPrefix))
+	if err != nil || s.phase != grabbing || s.overdue == 0 || ping < s.overdue {
+		return nil
+	}
+	return s.grab()
+}
+
+// grab asks for a job if one may be had, and is silent if not. No
+// GRAB_JOB_UNIQ may be outstanding.
+func (s *session) grab() []Packet {
+	s.phase, s.again, s.overdue = silent, false, 0
+	packets := s.dropUnwanted()
+	if s.mayGrab() {
+		s.phase = grabbing
+		packets = append(packets, request(PacketGrabJobUniq))
+	}
+	return packets
+}
+
+func (s *session) mayGrab() bool {
+	return !s.draining && len(s.registered) > 0 && s.free()
+}
+
+// dropUnwanted unregisters the functions no longer wanted that have no job
+// here. No GRAB_JOB_UNIQ may be outstanding: its answer could be such a job.
+func (s *session) dropUnwanted() []Packet {
+	var gone []string
+	for function := range s.registered {
+		if !s.wanted[function] && s.running[function] == 0 {
+			gone = append(gone, function)
+		}
+	}
+	slices.Sort(gone)
+	var packets []Packet
+	for _, function := range gone {
+		delete(s.registered, function)
+		packets = append(packets, request(PacketCantDo, function))
+	}
+	return packets
+}

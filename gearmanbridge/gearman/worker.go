@@ -1,0 +1,235 @@
+package gearman
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// The timing of a Worker whose fields say nothing else. A dead server is
+// noticed within DefaultPingInterval + DefaultPingTimeout.
+const (
+	DefaultPingInterval   = 30 * time.Second
+	DefaultPingTimeout    = 30 * time.Second
+	DefaultReconnectDelay = time.Second
+)
+
+// Worker is one worker of one server: a single connection, opened again
+// whenever it is lost. Set the fields, then call Run once.
+//
+// The callbacks run on the worker's own loop, one at a time. They must not
+// block and must not call Job.Query; all other methods may be called.
+type Worker struct {
+	// Address of the server, "host:port" or "host" for port 4730.
+	Address string
+	// TLS is used on top of TCP unless nil. Without ServerName the host of
+	// Address is verified.
+	TLS *tls.Config
+	// ClientID is shown by the server's `workers` command: at most
+	// MaxClientID printable ASCII bytes without blanks, or "" for none.
+	ClientID string
+
+	// Assigned gets every job. Each must be finished in the end; until then
+	// the server counts it as running.
+	Assigned func(*Job)
+	// Free reports whether one more job may be grabbed now. It is asked
+	// before each GRAB_JOB_UNIQ and PRE_SLEEP, after Assigned had the job
+	// before; nil means always. When it becomes true, call Wake.
+	Free func() bool
+	// Connected is called after each connection was made and the functions
+	// were registered; may be nil.
+	Connected func()
+	// Lost is called once for each Connected, after the jobs of the
+	// connection ended with ErrHandleLost; may be nil. If Run was asked to
+	// end, the reason is its context's.
+	Lost func(reason error)
+	// ServerError is called for each ERROR packet; may be nil. ERROR names
+	// no job: at the code "JOB_NOT_FOUND" one of the handles in use is dead,
+	// and Job.Query tells which.
+	ServerError func(code, text string)
+
+	// Logger gets connections made and lost, and what servers do wrong. nil
+	// means no log.
+	Logger *slog.Logger
+
+	// PingInterval is the time between questions that prove the server is
+	// there, 0 for DefaultPingInterval. A sleeping worker also tries to grab
+	// then, which heals a lost NOOP.
+	PingInterval time.Duration
+	// PingTimeout is how long the server may be mute after such a question
+	// before the connection is given up, 0 for DefaultPingTimeout.
+	PingTimeout time.Duration
+	// ReconnectDelay is the mean time between attempts to connect, 0 for
+	// DefaultReconnectDelay; each is between half and one and a half of it.
+	// The first attempt after a loss is made at once. Zuul gives workers 5
+	// seconds to come back: do not set much more than a second.
+	ReconnectDelay time.Duration
+	// MaxPacketSize bounds received packets, in bytes, 0 for
+	// DefaultMaxPacketSize. A larger one costs the connection.
+	MaxPacketSize int
+
+	initialize  sync.Once
+	changed     chan struct{} // holds one token: the loop has news to look for
+	drained     chan struct{}
+	closeDrain  sync.Once
+	mu          sync.Mutex
+	functions   []string
+	generation  int // counts SetFunctions
+	isDraining  bool
+	needsWaking bool
+}
+
+func (w *Worker) init() {
+	w.initialize.Do(func() {
+		w.changed = make(chan struct{}, 1)
+		w.drained = make(chan struct{})
+	})
+}
+
+// signal makes the loop look for news.
+func (w *Worker) signal() {
+	w.init()
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// SetFunctions says which functions to offer, from now on and on every
+// connection. It may be called at any time.
+//
+// Names that ValidFunctionName refuses are left out and reported; the others
+// take effect. A function that is no longer offered stays registered while a
+// job of it runs on the connection, so a few more jobs of it may come.
+func (w *Worker) SetFunctions(names []string) error {
+	var valid []string
+	var problems []error
+	for _, name := range names {
+		if err := ValidFunctionName(name); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		valid = append(valid, name)
+	}
+	slices.Sort(valid)
+	valid = slices.Compact(valid)
+	w.mu.Lock()
+	w.functions = valid
+	w.generation++
+	w.mu.Unlock()
+	w.signal()
+	return errors.Join(problems...)
+}
+
+// Wake says that Free may have become true. It never blocks.
+func (w *Worker) Wake() {
+	w.mu.Lock()
+	w.needsWaking = true
+	w.mu.Unlock()
+	w.signal()
+}
+
+// Drain makes the worker grab nothing any more. It stays connected and
+// registered, and its jobs run on. One more job may arrive if it was grabbed
+// before; see Drained.
+func (w *Worker) Drain() {
+	w.mu.Lock()
+	w.isDraining = true
+	w.mu.Unlock()
+	w.signal()
+}
+
+// Drained is closed once, after Drain, no job runs on the connection and none
+// can arrive.
+func (w *Worker) Drained() <-chan struct{} {
+	w.init()
+	return w.drained
+}
+
+// Run works until ctx is done and then returns nil. It returns an error only
+// if a field of the worker is wrong.
+func (w *Worker) Run(ctx context.Context) error {
+	w.init()
+	if w.Assigned == nil {
+		return errors.New("gearman: Worker.Assigned is nil")
+	}
+	if w.ClientID != "" {
+		if err := validName("client id", w.ClientID, MaxClientID); err != nil {
+			return err
+		}
+	}
+	logger := w.logger()
+	for ctx.Err() == nil {
+		w.closeIfDrained(nil)
+		begun := time.Now()
+		err := w.runConnection(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		delay := jitter(orDefault(w.ReconnectDelay, DefaultReconnectDelay))
+		if time.Since(begun) > delay {
+			delay = 0
+		}
+		logger.Warn("no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
+		w.pause(ctx, delay)
+	}
+	w.closeIfDrained(nil)
+	return nil
+}
+
+// pause waits, but sees Drain meanwhile.
+func (w *Worker) pause(ctx context.Context, delay time.Duration) {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case <-w.changed:
+			w.closeIfDrained(nil)
+		}
+	}
+}
+
+// closeIfDrained closes Drained if the worker is draining and s, the session
+// of its connection if it has one, is quiet.
+func (w *Worker) closeIfDrained(s *session) {
+	w.mu.Lock()
+	draining := w.isDraining
+	w.mu.Unlock()
+	if draining && (s == nil || s.quiet()) {
+		w.closeDrain.Do(func() { close(w.drained) })
+	}
+}
+
+func (w *Worker) logger() *slog.Logger {
+	if w.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return w.Logger
+}
+
+func orDefault(value, standard time.Duration) time.Duration {
+	if value <= 0 {
+		return standard
+	}
+	return value
+}
+
+// jitter spreads a duration over one half to one and a half of it.
+func jitter(mean time.Duration) time.Duration {
+	return mean/2 + rand.N(mean)
+}
+
+// errMute is the reason of a connection given up for its silence.
+func (w *Worker) errMute() error {
+	return fmt.Errorf("gearman: %s gave no answer within %v", w.Address, orDefault(w.PingTimeout, DefaultPingTimeout))
+}

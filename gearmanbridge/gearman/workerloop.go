@@ -1,0 +1,203 @@
+package gearman
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+)
+
+// loop is the life of one connection of a Worker.
+type loop struct {
+	worker  *Worker
+	link    *link
+	session *session
+	logger  *slog.Logger
+
+	generation int       // of the functions the session knows
+	pinged     time.Time // when the unanswered ping was sent; zero for none
+}
+
+// runConnection connects, registers and works until the connection is lost or
+// ctx is done.
+func (w *Worker) runConnection(ctx context.Context) error {
+	connection, err := dial(ctx, w.Address, w.TLS, w.MaxPacketSize)
+	if err != nil {
+		return err
+	}
+	free := w.Free
+	if free == nil {
+		free = func() bool { return true }
+	}
+	l := &loop{worker: w, link: newLink(connection, w.signal), session: newSession(free), logger: w.logger()}
+
+	packets := make(chan Packet)
+	failure := make(chan error, 1)
+	var reader sync.WaitGroup
+	reader.Go(func() { failure <- readPackets(connection, packets, l.link.done) })
+	stop := context.AfterFunc(ctx, func() { _ = connection.close() })
+
+	if err = l.start(); err == nil {
+		l.logger.Info("connected to the Gearman server", "server", w.Address)
+		if w.Connected != nil {
+			w.Connected()
+		}
+		err = l.run(packets, failure)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		defer l.lost(err)
+	}
+	stop()
+	l.link.kill()
+	reader.Wait()
+	return err
+}
+
+// readPackets passes packets on until reading fails or stop is closed.
+func readPackets(connection *conn, packets chan<- Packet, stop <-chan struct{}) error {
+	for {
+		packet, err := connection.readPacket()
+		if err != nil {
+			return err
+		}
+		select {
+		case packets <- packet:
+		case <-stop:
+			return nil
+		}
+	}
+}
+
+// start registers everything in one burst.
+func (l *loop) start() error {
+	l.worker.mu.Lock()
+	functions := l.worker.functions
+	l.generation = l.worker.generation
+	draining := l.worker.isDraining
+	l.worker.needsWaking = false
+	l.worker.mu.Unlock()
+	if draining {
+		l.session.drain()
+	}
+	return l.link.conn.write(l.session.start(l.worker.ClientID, functions)...)
+}
+
+func (l *loop) lost(reason error) {
+	if l.worker.Lost != nil {
+		l.worker.Lost(reason)
+	}
+}
+
+func (l *loop) run(packets <-chan Packet, failure <-chan error) error {
+	interval := orDefault(l.worker.PingInterval, DefaultPingInterval)
+	timeout := orDefault(l.worker.PingTimeout, DefaultPingTimeout)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	patience := time.NewTimer(timeout)
+	defer patience.Stop()
+	for {
+		var out []Packet
+		select {
+		case packet := <-packets:
+			out = l.received(packet)
+		case err := <-failure:
+			return err
+		case <-l.worker.changed:
+			out = l.news()
+		case <-ticker.C:
+			out = l.session.tick()
+			if l.pinged.IsZero() {
+				l.pinged = time.Now()
+				patience.Reset(timeout)
+			}
+		case <-patience.C:
+			if wait := l.muteFor(timeout); wait > 0 {
+				patience.Reset(wait)
+			} else if !l.pinged.IsZero() {
+				return l.worker.errMute()
+			}
+		}
+		if err := l.link.conn.write(out...); err != nil {
+			return err
+		}
+		l.worker.closeIfDrained(l.session)
+	}
+}
+
+// muteFor returns how much longer the server may be mute, 0 or less if it has
+// been for too long. A long packet on its way counts as a sign of life.
+func (l *loop) muteFor(timeout time.Duration) time.Duration {
+	if l.pinged.IsZero() {
+		return 0
+	}
+	heard := time.Unix(0, l.link.conn.lastRead.Load())
+	if heard.Before(l.pinged) {
+		heard = l.pinged
+	}
+	return time.Until(heard.Add(timeout))
+}
+
+// news tells the session what callers of the worker changed.
+func (l *loop) news() []Packet {
+	w := l.worker
+	w.mu.Lock()
+	functions, generation, draining, waking := w.functions, w.generation, w.isDraining, w.needsWaking
+	w.needsWaking = false
+	w.mu.Unlock()
+
+	var out []Packet
+	if draining {
+		l.session.drain()
+	}
+	if generation != l.generation {
+		l.generation = generation
+		out = l.session.setFunctions(functions)
+	}
+	for _, job := range l.link.takeEnded() {
+		out = append(out, l.session.finished(job.Function)...)
+	}
+	if waking {
+		out = append(out, l.session.wake()...)
+	}
+	return out
+}
+
+// received turns a packet into an event of the session.
+func (l *loop) received(packet Packet) []Packet {
+	switch packet.Type {
+	case PacketNoop:
+		return l.session.noop()
+	case PacketNoJob:
+		return l.session.noJob()
+	case PacketJobAssignUniq:
+		return l.assigned(packet)
+	case PacketStatusRes:
+		if handle := packet.arg(0); strings.HasPrefix(handle, pingPrefix) {
+			l.pinged = time.Time{}
+			return l.session.pong(handle)
+		}
+		l.link.queries.answer(packet)
+	case PacketError:
+		l.logger.Warn("the Gearman server reports an error",
+			"server", l.worker.Address, "code", packet.arg(0), "text", packet.arg(1))
+		if l.worker.ServerError != nil {
+			l.worker.ServerError(packet.arg(0), packet.arg(1))
+		}
+	default:
+		l.logger.Warn("unexpected packet from the Gearman server", "server", l.worker.Address, "packet", packet.String())
+	}
+	return nil
+}
+
+func (l *loop) assigned(packet Packet) []Packet {
+	job, replaced := l.link.assign(packet)
+	var out []Packet
+	if replaced != nil && replaced.lose() {
+		l.logger.Warn("the Gearman server gave a handle to a second job", "server", l.worker.Address, "handle", job.handle)
+		out = l.session.finished(replaced.Function)
+	}
+	l.worker.Assigned(job)
+	return append(out, l.session.assigned(job.Function)...)
+}
