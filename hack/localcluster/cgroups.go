@@ -18,6 +18,8 @@ import (
 type hierarchies struct {
 	mounts  []string
 	version int
+	// all also holds a version 2 that is mounted beside version 1, where runc makes groups too.
+	all []string
 	// tracking is the one whose membership says which processes are the cluster's own.
 	tracking string
 }
@@ -48,13 +50,13 @@ func parseHierarchies(mountinfo string) hierarchies {
 		}
 	}
 	if len(version1) == 0 {
-		found := hierarchies{mounts: version2, version: 2}
+		found := hierarchies{mounts: version2, all: version2, version: 2}
 		if len(version2) > 0 {
 			found.tracking = version2[0]
 		}
 		return found
 	}
-	found := hierarchies{mounts: version1, version: 1, tracking: version1[0]}
+	found := hierarchies{mounts: version1, all: slices.Concat(version1, version2), version: 1, tracking: version1[0]}
 	if index := slices.IndexFunc(version1, func(path string) bool { return filepath.Base(path) == "pids" }); index >= 0 {
 		found.tracking = version1[index]
 	}
@@ -136,7 +138,7 @@ func (h hierarchies) kill(ctx context.Context, group string) error {
 // remove deletes a group and those below it from every hierarchy. The kernel refuses for a moment after the last process
 // has ended.
 func (h hierarchies) remove(ctx context.Context, group string) error {
-	for _, mount := range h.mounts {
+	for _, mount := range h.all {
 		top := filepath.Join(mount, group)
 		var last error
 		err := poll(ctx, 20*time.Millisecond, func() (bool, error) {

@@ -36,7 +36,7 @@ type Options struct {
 	Name string `json:"name"` // default DefaultName
 	// Nodes is the number of real nodes, named node-1, node-2, ...; default 2, at most 100.
 	Nodes int `json:"nodes"`
-	// KwokNodes is the number of simulated nodes, named kwok-1, ...; see startKwok.
+	// KwokNodes is the number of simulated nodes, named kwok-1, ...; see KwokTaint.
 	KwokNodes int `json:"kwokNodes"`
 	// Audit writes every request but its body to AuditLog.
 	Audit bool `json:"audit"`
@@ -180,7 +180,7 @@ func (c *Cluster) bringUp(ctx context.Context) (err error) {
 	if err := together(ctx, c.startDNS, c.startKwok); err != nil {
 		return err
 	}
-	if err := together(ctx, c.awaitNodes, c.awaitServiceAccount, c.awaitDNS); err != nil {
+	if err := together(ctx, c.awaitNodes, c.awaitKwokNodes, c.awaitServiceAccount, c.awaitDNS); err != nil {
 		return err
 	}
 	step("ready")
@@ -193,7 +193,7 @@ func (c *Cluster) layOut(ctx context.Context) (err error) {
 		return err
 	}
 	c.state.Options = c.options
-	if c.state.Slot, err = claimSlot(c.folder); err != nil {
+	if c.state.Slot, err = claimSlot(ctx, c.folder); err != nil {
 		return err
 	}
 	s := c.state.Slot
@@ -308,6 +308,10 @@ func nodeReady(node *corev1.Node) error {
 			return fmt.Errorf("node %s is tainted %s", node.Name, taint.Key)
 		}
 	}
+	return conditionsReady(node)
+}
+
+func conditionsReady(node *corev1.Node) error {
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == corev1.NodeReady {
 			if condition.Status == corev1.ConditionTrue {

@@ -10,7 +10,8 @@ import (
 //go:embed configuration
 var configurationFiles embed.FS
 
-var configuration = template.Must(template.New("").Option("missingkey=error").ParseFS(configurationFiles, "configuration/*"))
+// The delimiters leave {{ }} to kwok, whose stages hold templates of its own.
+var configuration = template.Must(template.New("").Delims("<<", ">>").Option("missingkey=error").ParseFS(configurationFiles, "configuration/*"))
 
 // render fills one of the files in configuration/.
 func render(name string, values any) ([]byte, error) {

@@ -60,12 +60,15 @@ func (s slot) mountNamespace(node int) string {
 func (s slot) ownerFile() string { return s.folder() + ".owner" }
 
 // claimSlot takes the lowest slot that no other cluster owns and whose addresses the host does not use already.
-func claimSlot(clusterFolder string) (slot, error) {
+func claimSlot(ctx context.Context, clusterFolder string) (slot, error) {
 	unlock, err := lock(filepath.Join(runtimeFolder, "slots.lock"), nil)
 	if err != nil {
 		return 0, err
 	}
 	defer unlock()
+	if err := releaseAbandoned(ctx); err != nil {
+		return 0, err
+	}
 	table, err := os.ReadFile("/proc/net/route")
 	if err != nil {
 		return 0, err
@@ -86,6 +89,26 @@ func claimSlot(clusterFolder string) (slot, error) {
 	}
 	return 0, fmt.Errorf("no free address range: all of %s to %s are used by clusters (see %s) or by the host's routes",
 		slot(0).network(), slot(slotCount-1).network(), runtimeFolder)
+}
+
+// releaseAbandoned frees the slots of clusters whose folders were deleted without taking them down.
+func releaseAbandoned(ctx context.Context) error {
+	for s := slot(0); s < slotCount; s++ {
+		owner, err := s.owner()
+		if err != nil {
+			return err
+		}
+		if owner == "" {
+			continue
+		}
+		if _, err := os.Stat(owner); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := s.release(ctx); err != nil {
+			return fmt.Errorf("free what is left of the cluster in %s, which was deleted: %w", owner, err)
+		}
+	}
+	return nil
 }
 
 // owner is the folder of the cluster that claimed the slot, empty for none.

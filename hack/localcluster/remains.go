@@ -33,7 +33,7 @@ func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
 			return fmt.Errorf("end %s: %w", p.Name, err)
 		}
 	}
-	slots, err := ownedSlots(c.folder)
+	slots, err := c.claimedSlots()
 	if err != nil {
 		return err
 	}
@@ -46,6 +46,21 @@ func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
 		return err
 	}
 	return removeFolder(c.folder, keepLogs)
+}
+
+// claimedSlots are the slots that say they are this cluster's, and the one the cluster remembers unless it is another's:
+// the runtime folder may have been emptied.
+func (c *Cluster) claimedSlots() ([]slot, error) {
+	claimed, err := ownedSlots(c.folder)
+	if err != nil {
+		return nil, err
+	}
+	if earlier, err := Open(c.name); err == nil && !slices.Contains(claimed, earlier.state.Slot) {
+		if owner, err := earlier.state.Slot.owner(); err == nil && owner == "" {
+			claimed = append(claimed, earlier.state.Slot)
+		}
+	}
+	return claimed, nil
 }
 
 func removeFolder(folder string, keepLogs bool) error {
