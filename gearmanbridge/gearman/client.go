@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 )
 
@@ -84,6 +85,9 @@ func (c *Client) Done() <-chan struct{} { return c.done }
 //
 // If ctx is done first the job may still be queued, with nobody to follow it.
 func (c *Client) Submit(ctx context.Context, priority Priority, function, unique string, payload []byte) (*Task, error) {
+	if strings.Contains(function+unique, "\x00") {
+		return nil, fmt.Errorf("gearman: function %q or unique %q has a NUL", function, unique)
+	}
 	task := newTask(function, unique)
 	packet := request(priority.packetType(), function, unique)
 	packet.Args = append(packet.Args, payload)
@@ -117,8 +121,14 @@ func (c *Client) submit(task *Task, packet Packet) error {
 	return nil
 }
 
+// maxHandle is the longest handle, in bytes, that gearmand answers for.
+const maxHandle = 63
+
 // Status asks the server for the status of a job by its handle.
 func (c *Client) Status(ctx context.Context, handle string) (JobStatus, error) {
+	if len(handle) > maxHandle || strings.Contains(handle, "\x00") {
+		return JobStatus{}, fmt.Errorf("gearman: %.70q is no job handle", handle)
+	}
 	c.sending.Lock()
 	answer := c.queries.expect(handle)
 	err := c.conn.write(request(PacketGetStatus, handle))

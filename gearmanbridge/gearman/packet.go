@@ -152,8 +152,10 @@ func ReadPacket(r io.Reader, limit int) (Packet, error) {
 	if err != nil {
 		return Packet{}, err
 	}
-	p.Args, err = splitBody(p.Type, body)
-	return p, err
+	if p.Args, err = splitBody(p.Type, body); err != nil {
+		return Packet{}, err
+	}
+	return p, nil
 }
 
 // readBody reads exactly size bytes, growing its buffer as they arrive.

@@ -12,17 +12,20 @@ type board struct {
 	server    *Server
 	host      string
 	functions []*boardFunction // newest first, as gearmand lists them
-	jobs      []*boardJob      // in the order submitted
+	byName    map[string]*boardFunction
+	jobs      []*boardJob // in the order submitted
 	byHandle  map[string]*boardJob
 	lastJob   int
 	lastPeer  int
+	lastPlace int
 }
 
 // boardFunction is a function name ever heard of. Names stay when the last
 // worker leaves.
 type boardFunction struct {
 	name    string
-	workers []*peer // once for each registration; the next to wake first
+	workers []*peer     // once for each registration; the next to wake first
+	jobs    []*boardJob // queued and running
 }
 
 type boardJob struct {
@@ -32,7 +35,7 @@ type boardJob struct {
 	background               bool
 	clients                  []*peer
 	worker                   *peer // nil while queued
-	position                 int   // in its queue: higher is later
+	place                    int   // in its queue: higher is later
 	retries                  int
 	ignored                  bool // gearmand: dropped when it would be assigned
 	numerator, denominator   string
@@ -41,18 +44,41 @@ type boardJob struct {
 func (b *board) init(server *Server) {
 	b.server = server
 	b.host = hostName()
+	b.byName = make(map[string]*boardFunction)
 	b.byHandle = make(map[string]*boardJob)
 }
 
+// function returns the entry of the name, a new one if there is none.
 func (b *board) function(name string) *boardFunction {
-	for _, function := range b.functions {
-		if function.name == name {
-			return function
-		}
+	function := b.byName[name]
+	if function == nil {
+		function = &boardFunction{name: name}
+		b.byName[name] = function
+		b.functions = slices.Insert(b.functions, 0, function)
 	}
-	function := &boardFunction{name: name}
-	b.functions = slices.Insert(b.functions, 0, function)
 	return function
+}
+
+// register adds a registration of the function, at the front or the back of
+// the peer's.
+func (b *board) register(p *peer, name string, front bool) {
+	p.registered[name]++
+	function := b.function(name)
+	if front {
+		p.abilities = slices.Insert(p.abilities, 0, name)
+		function.workers = slices.Insert(function.workers, 0, p)
+		return
+	}
+	p.abilities = append(p.abilities, name)
+	function.workers = append(function.workers, p)
+}
+
+// unregister takes every registration of the function from the peer.
+func (b *board) unregister(p *peer, name string) {
+	delete(p.registered, name)
+	p.abilities = slices.DeleteFunc(p.abilities, func(ability string) bool { return ability == name })
+	function := b.function(name)
+	function.workers = slices.DeleteFunc(function.workers, func(worker *peer) bool { return worker == p })
 }
 
 // submission reads a SUBMIT_JOB* packet; ok is false for other packets.
@@ -84,28 +110,30 @@ func (b *board) add(client *peer, packet Packet, host string) *boardJob {
 		payload:    packet.Args[2],
 		priority:   priority,
 		background: background,
-		position:   b.lastJob,
 	}
 	if !background {
 		job.clients = []*peer{client}
 	}
+	b.tail(job)
 	b.jobs = append(b.jobs, job)
+	function := b.function(job.function)
+	function.jobs = append(function.jobs, job)
 	b.byHandle[job.handle] = job
 	return job
 }
 
 func (b *board) remove(job *boardJob) {
 	delete(b.byHandle, job.handle)
-	b.jobs = slices.DeleteFunc(b.jobs, func(other *boardJob) bool { return other == job })
+	isJob := func(other *boardJob) bool { return other == job }
+	b.jobs = slices.DeleteFunc(b.jobs, isJob)
+	function := b.function(job.function)
+	function.jobs = slices.DeleteFunc(function.jobs, isJob)
 }
 
 // tail puts a job behind all others.
 func (b *board) tail(job *boardJob) {
-	last := 0
-	for _, other := range b.jobs {
-		last = max(last, other.position)
-	}
-	job.position = last + 1
+	b.lastPlace++
+	job.place = b.lastPlace
 }
 
 // rank orders priorities: high first.
@@ -113,16 +141,16 @@ func (p Priority) rank() int {
 	return [...]int{PriorityHigh: 0, PriorityNormal: 1, PriorityLow: 2}[p]
 }
 
-// first returns the queued job that matches and is next: by priority, then by
-// position.
-func (b *board) first(matches func(*boardJob) bool) *boardJob {
+// first returns the job that is next among those queued and wanted, by
+// priority and place, or nil.
+func first(jobs []*boardJob, wanted func(*boardJob) bool) *boardJob {
 	var best *boardJob
-	for _, job := range b.jobs {
-		if job.worker != nil || !matches(job) {
+	for _, job := range jobs {
+		if job.worker != nil || !wanted(job) {
 			continue
 		}
 		if best == nil || job.priority.rank() < best.priority.rank() ||
-			job.priority == best.priority && job.position < best.position {
+			job.priority == best.priority && job.place < best.place {
 			best = job
 		}
 	}
@@ -152,8 +180,8 @@ func (j *boardJob) assignment(grab PacketType) Packet {
 
 // lost is the event of a connection that ended.
 func (b *board) lost(p *peer) {
-	for _, function := range b.functions {
-		function.workers = slices.DeleteFunc(function.workers, func(w *peer) bool { return w == p })
+	for _, name := range slices.Clone(p.abilities) {
+		b.unregister(p, name)
 	}
 	for _, job := range slices.Clone(b.jobs) {
 		if b.server.Behaviour == Geard {
@@ -166,16 +194,12 @@ func (b *board) lost(p *peer) {
 
 // count returns the numbers of the `status` command for a function.
 func (b *board) count(function *boardFunction) (total, running, workers int) {
-	for _, job := range b.jobs {
-		if job.function != function.name {
-			continue
-		}
-		total++
+	for _, job := range function.jobs {
 		if job.worker != nil {
 			running++
 		}
 	}
-	return total, running, len(function.workers)
+	return len(function.jobs), running, len(function.workers)
 }
 
 // command answers a line of the text protocol.

@@ -10,11 +10,8 @@ import (
 func (b *board) geardPacket(p *peer, packet Packet) error {
 	switch packet.Type {
 	case PacketCanDo:
-		name := packet.arg(0)
-		if !p.can(name) {
-			p.abilities = append(p.abilities, name)
-			function := b.function(name)
-			function.workers = append(function.workers, p)
+		if name := packet.arg(0); !p.can(name) {
+			b.register(p, name, false)
 		}
 	case PacketCantDo:
 		name := packet.arg(0)
@@ -37,7 +34,7 @@ func (b *board) geardPacket(p *peer, packet Packet) error {
 		b.geardGrab(p)
 	case PacketPreSleep:
 		p.sleeping = true
-		if b.first(func(job *boardJob) bool { return p.can(job.function) }) != nil {
+		if first(b.jobs, func(job *boardJob) bool { return p.can(job.function) }) != nil {
 			b.geardWake()
 		}
 	case PacketGetStatus:
@@ -54,17 +51,6 @@ func (b *board) geardPacket(p *peer, packet Packet) error {
 	return nil
 }
 
-// unregister takes one registration of a function from a peer.
-func (b *board) unregister(p *peer, name string) {
-	if i := slices.Index(p.abilities, name); i >= 0 {
-		p.abilities = slices.Delete(p.abilities, i, i+1)
-	}
-	function := b.function(name)
-	if i := slices.Index(function.workers, p); i >= 0 {
-		function.workers = slices.Delete(function.workers, i, i+1)
-	}
-}
-
 // geardWake sends NOOP to every sleeper, whatever its functions. Grabbing does
 // not end sleep, so a NOOP may also come between a grab and its answer.
 func (b *board) geardWake() {
@@ -79,7 +65,7 @@ func (b *board) geardWake() {
 // geardGrab assigns strictly by priority, then first in first out, across the
 // functions of the worker.
 func (b *board) geardGrab(p *peer) {
-	job := b.first(func(job *boardJob) bool { return p.can(job.function) })
+	job := first(b.jobs, func(job *boardJob) bool { return p.can(job.function) })
 	if job == nil {
 		p.send(response(PacketNoJob))
 		return

@@ -19,10 +19,7 @@ func (b *board) gearmandPacket(p *peer, packet Packet) error {
 	}
 	switch packet.Type {
 	case PacketCanDo, PacketCanDoTimeout: // time-outs are not kept here
-		name := packet.arg(0)
-		p.abilities = slices.Insert(p.abilities, 0, name) // also a second time
-		function := b.function(name)
-		function.workers = slices.Insert(function.workers, 0, p)
+		b.register(p, packet.arg(0), true) // also a second time
 	case PacketCantDo:
 		b.gearmandForget(p, packet.arg(0))
 	case PacketResetAbilities:
@@ -68,17 +65,15 @@ func (b *board) gearmandPacket(p *peer, packet Packet) error {
 	return nil
 }
 
-// gearmandForget unregisters every registration of the function and puts the
-// worker's running jobs of it back in the queue.
+// gearmandForget unregisters the function and puts the worker's running jobs of
+// it back in the queue.
 func (b *board) gearmandForget(p *peer, name string) {
 	if !p.can(name) {
 		return
 	}
-	for p.can(name) {
-		b.unregister(p, name)
-	}
-	for _, job := range slices.Clone(b.jobs) {
-		if job.worker == p && job.function == name {
+	b.unregister(p, name)
+	for _, job := range slices.Clone(b.function(name).jobs) {
+		if job.worker == p {
 			b.gearmandRequeue(job)
 		}
 	}
@@ -110,9 +105,8 @@ func (b *board) same(packet Packet) *boardJob {
 	if unique == "" {
 		return nil
 	}
-	for _, job := range b.jobs {
-		if job.function == packet.arg(0) && job.unique == unique &&
-			(unique != "-" || bytes.Equal(job.payload, packet.Args[2])) {
+	for _, job := range b.function(packet.arg(0)).jobs {
+		if job.unique == unique && (unique != "-" || bytes.Equal(job.payload, packet.Args[2])) {
 			return job
 		}
 	}
@@ -140,20 +134,17 @@ func (b *board) gearmandWake(name string) {
 
 // gearmandWaiting reports whether a job waits for the worker.
 func (b *board) gearmandWaiting(p *peer) bool {
-	return b.first(func(job *boardJob) bool { return !job.ignored && p.can(job.function) }) != nil
+	return slices.ContainsFunc(p.abilities, func(name string) bool {
+		return first(b.function(name).jobs, func(job *boardJob) bool { return !job.ignored }) != nil
+	})
 }
 
 // gearmandGrab assigns from the first function of the worker that has jobs:
 // priorities count only within a function.
 func (b *board) gearmandGrab(p *peer, grab PacketType) {
 	p.sleeping, p.noopSent = false, false
-	for i := 0; i < len(p.abilities); i++ {
-		name := p.abilities[i]
-		job := b.first(func(job *boardJob) bool { return job.function == name })
-		for job != nil && job.ignored {
-			b.remove(job)
-			job = b.first(func(job *boardJob) bool { return job.function == name })
-		}
+	for i, name := range p.abilities {
+		job := b.gearmandNext(b.function(name))
 		if job == nil {
 			continue
 		}
@@ -165,6 +156,18 @@ func (b *board) gearmandGrab(p *peer, grab PacketType) {
 		return
 	}
 	p.send(response(PacketNoJob))
+}
+
+// gearmandNext returns the next job of the function and drops those before it
+// that nobody waits for.
+func (b *board) gearmandNext(function *boardFunction) *boardJob {
+	for {
+		job := first(function.jobs, func(*boardJob) bool { return true })
+		if job == nil || !job.ignored {
+			return job
+		}
+		b.remove(job)
+	}
 }
 
 func (b *board) gearmandStatus(handle string) Packet {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"net"
-	"slices"
 	"sync"
 )
 
@@ -17,7 +16,8 @@ type peer struct {
 	number  int // stands for the file descriptor in `workers`
 
 	clientID   string
-	abilities  []string // function names, in the order they are served
+	abilities  []string       // function names, in the order they are served
+	registered map[string]int // how often each is among them
 	sleeping   bool
 	noopSent   bool // gearmand: no other NOOP until the next grab
 	exceptions bool // gearmand: asked for WORK_EXCEPTION
@@ -39,6 +39,8 @@ func newPeer(network net.Conn, number int) *peer {
 		host:    host,
 		number:  number,
 		more:    make(chan struct{}, 1),
+
+		registered: make(map[string]int),
 	}
 }
 
@@ -95,6 +97,4 @@ func (p *peer) writeLoop() {
 	}
 }
 
-func (p *peer) can(function string) bool {
-	return slices.Contains(p.abilities, function)
-}
+func (p *peer) can(function string) bool { return p.registered[function] > 0 }

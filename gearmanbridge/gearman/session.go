@@ -1,6 +1,7 @@
 package gearman
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -23,7 +24,7 @@ const (
 // pingPrefix starts the job handles of pings, which no server gives. Asking
 // for the status of a handle is the only ping that gearmand and geard both
 // answer (handles over 63 bytes would make gearmand close the connection).
-const pingPrefix = "ping:"
+const pingPrefix = "worker-ping:"
 
 // session decides what a worker says on one connection. It is a pure state
 // machine: each method is an event and returns the packets to send for it, in
@@ -37,25 +38,22 @@ type session struct {
 	free func() bool
 
 	phase phase
-	// again: while grabbing something happened that the answer may not know
-	// of, so after NO_JOB it is asked once more before sleeping.
-	again bool
 	pings int
 	// overdue is the first ping sent after the outstanding GRAB_JOB_UNIQ, 0
 	// for none.
 	overdue  int
 	draining bool
 
-	wanted     map[string]bool // functions the worker is to offer
 	registered map[string]bool // functions the server was told of
+	unwanted   map[string]bool // those of them that are no longer to be offered
 	running    map[string]int  // unfinished jobs by function
 }
 
 func newSession(free func() bool) *session {
 	return &session{
 		free:       free,
-		wanted:     make(map[string]bool),
 		registered: make(map[string]bool),
+		unwanted:   make(map[string]bool),
 		running:    make(map[string]int),
 	}
 }
@@ -75,9 +73,9 @@ func (s *session) start(clientID string, functions []string) []Packet {
 // setFunctions is the event of another set of functions to offer.
 func (s *session) setFunctions(functions []string) []Packet {
 	var packets []Packet
-	s.wanted = make(map[string]bool, len(functions))
+	s.unwanted = maps.Clone(s.registered)
 	for _, function := range functions {
-		s.wanted[function] = true
+		delete(s.unwanted, function)
 		if !s.registered[function] {
 			s.registered[function] = true
 			packets = append(packets, request(PacketCanDo, function))
@@ -86,14 +84,13 @@ func (s *session) setFunctions(functions []string) []Packet {
 	added := len(packets) > 0
 	switch {
 	case s.phase == grabbing:
-		s.again = s.again || added
-	case s.phase == silent || added:
-		// No server wakes a sleeper for a function it adds.
-		packets = append(packets, s.grab()...)
+		return packets // the answer, or PRE_SLEEP after it, brings the rest
+	case s.phase == asleep && !added:
+		return append(packets, s.dropUnwanted()...)
 	default:
-		packets = append(packets, s.dropUnwanted()...)
+		// No server wakes a sleeper for a function it adds.
+		return append(packets, s.grab()...)
 	}
-	return packets
 }
 
 // drain is the event of the worker's wish to get no more jobs.
@@ -104,24 +101,19 @@ func (s *session) quiet() bool {
 	return s.draining && s.phase != grabbing && len(s.running) == 0
 }
 
-// noop is the event of a NOOP, which servers may send at any time.
+// noop is the event of a NOOP, which servers may send at any time. While
+// grabbing it needs no care: if a job waits still, PRE_SLEEP brings another.
 func (s *session) noop() []Packet {
-	switch s.phase {
-	case asleep:
-		return s.grab()
-	case grabbing:
-		s.again = true
+	if s.phase != asleep {
+		return nil
 	}
-	return nil
+	return s.grab()
 }
 
 // noJob is the event of the answer NO_JOB.
 func (s *session) noJob() []Packet {
 	if s.phase != grabbing {
 		return nil
-	}
-	if s.again {
-		return s.grab()
 	}
 	s.phase = silent
 	packets := s.dropUnwanted()
@@ -192,7 +184,7 @@ func (s *session) pong(handle string) []Packet {
 // grab asks for a job if one may be had, and is silent if not. No
 // GRAB_JOB_UNIQ may be outstanding.
 func (s *session) grab() []Packet {
-	s.phase, s.again, s.overdue = silent, false, 0
+	s.phase, s.overdue = silent, 0
 	packets := s.dropUnwanted()
 	if s.mayGrab() {
 		s.phase = grabbing
@@ -209,8 +201,8 @@ func (s *session) mayGrab() bool {
 // here. No GRAB_JOB_UNIQ may be outstanding: its answer could be such a job.
 func (s *session) dropUnwanted() []Packet {
 	var gone []string
-	for function := range s.registered {
-		if !s.wanted[function] && s.running[function] == 0 {
+	for function := range s.unwanted {
+		if s.running[function] == 0 {
 			gone = append(gone, function)
 		}
 	}
@@ -218,6 +210,7 @@ func (s *session) dropUnwanted() []Packet {
 	var packets []Packet
 	for _, function := range gone {
 		delete(s.registered, function)
+		delete(s.unwanted, function)
 		packets = append(packets, request(PacketCantDo, function))
 	}
 	return packets

@@ -165,6 +165,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 	}
 	logger := w.logger()
+	level := slog.LevelWarn // for the first of many equal reports
 	for ctx.Err() == nil {
 		w.closeIfDrained(nil)
 		begun := time.Now()
@@ -174,9 +175,10 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		delay := jitter(orDefault(w.ReconnectDelay, DefaultReconnectDelay))
 		if time.Since(begun) > delay {
-			delay = 0
+			delay, level = 0, slog.LevelWarn
 		}
-		logger.Warn("no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
+		logger.Log(ctx, level, "no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
+		level = slog.LevelDebug
 		w.pause(ctx, delay)
 	}
 	w.closeIfDrained(nil)

@@ -113,11 +113,14 @@ func (l *loop) run(packets <-chan Packet, failure <-chan error) error {
 				patience.Reset(timeout)
 			}
 		case <-patience.C:
-			if wait := l.muteFor(timeout); wait > 0 {
-				patience.Reset(wait)
-			} else if !l.pinged.IsZero() {
+			if l.pinged.IsZero() {
+				continue
+			}
+			left := time.Until(l.lastHeard().Add(timeout))
+			if left <= 0 {
 				return l.worker.errMute()
 			}
+			patience.Reset(left)
 		}
 		if err := l.link.conn.write(out...); err != nil {
 			return err
@@ -126,17 +129,14 @@ func (l *loop) run(packets <-chan Packet, failure <-chan error) error {
 	}
 }
 
-// muteFor returns how much longer the server may be mute, 0 or less if it has
-// been for too long. A long packet on its way counts as a sign of life.
-func (l *loop) muteFor(timeout time.Duration) time.Duration {
-	if l.pinged.IsZero() {
-		return 0
-	}
+// lastHeard returns when the patience with an unanswered ping began: bytes of
+// a long packet on its way are signs of life too.
+func (l *loop) lastHeard() time.Time {
 	heard := time.Unix(0, l.link.conn.lastRead.Load())
 	if heard.Before(l.pinged) {
-		heard = l.pinged
+		return l.pinged
 	}
-	return time.Until(heard.Add(timeout))
+	return heard
 }
 
 // news tells the session what callers of the worker changed.
