@@ -1,0 +1,86 @@
+# Everything is built from Go modules and Debian packages; see hack/versions.env for what and README.md for the two commands that matter.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+include hack/versions.env
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/zuulbuild
+TOOLS := $(CACHE)/tools
+CONTROLLER_GEN := $(TOOLS)/controller-gen-$(CONTROLLER_TOOLS_VERSION)/controller-gen
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
+LOCALCLUSTER := go run ./hack/localcluster/cmd
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ The program
+
+.PHONY: build
+build: ## Build bin/zuulbuild
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/ .
+
+.PHONY: generate
+generate: $(CONTROLLER_GEN) ## Write the generated Go code
+	$(CONTROLLER_GEN) object paths=./api/...
+
+.PHONY: manifests
+manifests: $(CONTROLLER_GEN) ## Write the CustomResourceDefinitions and the operator's role
+	$(CONTROLLER_GEN) crd:generateEmbeddedObjectMeta=true paths=./api/... output:crd:dir=config/crd
+	go run ./hack/crdtrim config/crd
+	$(CONTROLLER_GEN) rbac:roleName=zuulbuild-operator paths=./controllers/... output:rbac:dir=config/rbac
+
+##@ Tests
+
+.PHONY: test
+test: verify unit integration e2e ## Run everything: checks, unit, API server and end-to-end tests
+
+.PHONY: unit
+unit: ## Run the tests that need nothing but Go (seconds)
+	ZUULBUILD_SKIP_APISERVER=1 go test -race -short ./...
+
+.PHONY: packages
+packages: ## Install the Debian packages the tests and the local cluster need (as root)
+	$(LOCALCLUSTER) packages
+
+.PHONY: integration
+integration: packages ## Run the tests against a real API server and a real gearmand
+	$(LOCALCLUSTER) assets >/dev/null
+	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 ./...
+
+.PHONY: e2e
+e2e: packages ## Run the tests against a real cluster, with real containers
+	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/...
+
+.PHONY: verify
+verify: lint generate manifests ## Check style, and that generated files are as the sources say
+	@changed=$$(git status --porcelain -- api config); if [ -n "$$changed" ]; then \
+		echo "Generated files are stale; commit what 'make generate manifests' wrote:"; echo "$$changed"; exit 1; fi
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Check style
+	$(GOLANGCI_LINT) run
+
+##@ A cluster
+
+.PHONY: cluster-up
+cluster-up: ## Start a real Kubernetes on this machine (as root); NAME=… for another beside it
+	$(LOCALCLUSTER) up $(if $(NAME),--name $(NAME))
+
+.PHONY: cluster-down
+cluster-down: ## Stop it and clear away all it left
+	$(LOCALCLUSTER) down $(if $(NAME),--name $(NAME))
+
+.PHONY: demo
+demo: build ## Start a cluster, Gearman and zuulbuild, and send builds as Zuul would; KEEP=1 leaves it running
+	go run ./hack/demo $(if $(KEEP),--keep) $(if $(GEARMAN),--gearman $(GEARMAN))
+
+##@ Tools
+
+$(CONTROLLER_GEN):
+	@echo "Building controller-gen $(CONTROLLER_TOOLS_VERSION)"
+	GOBIN=$(@D) go install sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_TOOLS_VERSION)
+
+$(GOLANGCI_LINT):
+	@echo "Building golangci-lint $(GOLANGCI_LINT_VERSION); this takes some minutes, once"
+	GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)

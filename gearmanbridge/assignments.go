@@ -1,0 +1,109 @@
+package gearmanbridge
+
+import (
+	"slices"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+)
+
+// assignment is a Gearman job that was assigned to us and is not finished: somebody waits for a build. It ends with the job, which ends with its
+// connection at the latest.
+type assignment struct {
+	job    *gearman.Job
+	server string
+	target target
+	key    types.NamespacedName // of the ZuulBuild
+	unique string
+
+	mu    sync.Mutex          // of the two below; never held while sending
+	build *v1alpha1.ZuulBuild // as created or adopted; nil until then
+	stop  bool                // stop: came before the build existed
+
+	sending sync.Mutex // orders what is sent, and guards the two below
+	started bool       // the first WORK_DATA was sent
+	running bool       // the WORK_DATA that tells the node was sent
+}
+
+// has notes the build, and tells whether somebody asked to stop it before it was there.
+func (a *assignment) has(build *v1alpha1.ZuulBuild) (stop bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.build = build
+	return a.stop
+}
+
+// existing is the build, or nil while it is on its way.
+func (a *assignment) existing() *v1alpha1.ZuulBuild {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.build
+}
+
+// stopOnArrival has the build stopped as soon as it is there; false if it is there already.
+func (a *assignment) stopOnArrival() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.build != nil {
+		return false
+	}
+	a.stop = true
+	return true
+}
+
+// assignments is the table of them. It says who listens; what they listen to is told by the builds.
+type assignments struct {
+	mu    sync.Mutex
+	byKey map[types.NamespacedName][]*assignment
+}
+
+func (t *assignments) add(a *assignment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byKey == nil {
+		t.byKey = map[types.NamespacedName][]*assignment{}
+	}
+	t.byKey[a.key] = append(t.byKey[a.key], a)
+}
+
+func (t *assignments) remove(a *assignment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	left := slices.DeleteFunc(t.byKey[a.key], func(other *assignment) bool { return other == a })
+	if len(left) == 0 {
+		delete(t.byKey, a.key)
+	} else {
+		t.byKey[a.key] = left
+	}
+}
+
+// of a build: usually one, none for a build nobody waits for, and two where geard was given the same unique twice.
+func (t *assignments) of(key types.NamespacedName) []*assignment {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.byKey[key])
+}
+
+func (t *assignments) all() []*assignment {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []*assignment
+	for _, some := range t.byKey {
+		all = append(all, some...)
+	}
+	return all
+}
+
+// keys of the builds somebody waits for.
+func (t *assignments) keys() map[types.NamespacedName]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	keys := make(map[types.NamespacedName]bool, len(t.byKey))
+	for key := range t.byKey {
+		keys[key] = true
+	}
+	return keys
+}

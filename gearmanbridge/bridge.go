@@ -1,0 +1,212 @@
+// Package gearmanbridge is the Gearman side of the operator: requests become ZuulBuilds (intake.go), what becomes of those goes back as WORK_*
+// packets (report.go), and stop: sets spec.abort (commands.go). It knows the controllers only by the objects they share.
+package gearmanbridge
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+)
+
+// Server is a Gearman server to take builds from.
+type Server struct {
+	// Name marks the builds that came from it; a label value.
+	Name string
+	// Address is host:port, or host for port 4730.
+	Address string
+	// TLS is used unless nil.
+	TLS *tls.Config
+}
+
+// Numbers gives out build numbers; see package buildnumber.
+type Numbers interface {
+	Next(ctx context.Context, job types.NamespacedName, name string) (int64, error)
+}
+
+// Bridge takes builds from Gearman servers while it is started, which is while this replica leads.
+type Bridge struct {
+	// Client reads from a cache.
+	Client client.Client
+	// Live reads past the cache.
+	Live    client.Reader
+	Numbers Numbers
+	Servers []Server
+	// Manager is the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica.
+	Manager string
+	// MaxBuilds is how many builds may be unfinished before no more are grabbed.
+	MaxBuilds int
+	// GracePeriod is how long a build whose Gearman job is gone may wait for its unique to come back.
+	GracePeriod time.Duration
+	// BuildURL is the address of the page of a build: percent-encoded ASCII.
+	BuildURL func(*v1alpha1.ZuulBuild) string
+	Worker   WorkerInfo
+	Logger   *slog.Logger
+
+	assignments assignments
+	functions   functionTable
+	sessions    []*session
+	// changed wakes the reporter for a build whose assignments changed.
+	changed chan event.GenericEvent
+}
+
+// session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).
+type session struct {
+	server     Server
+	builds     *gearman.Worker
+	management *gearman.Worker
+}
+
+// SetupWithManager registers the bridge with the manager: the sessions and the two controllers, one that keeps the functions right and one that
+// reports builds.
+func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
+	b.changed = make(chan event.GenericEvent)
+	for _, server := range b.Servers {
+		b.sessions = append(b.sessions, b.newSession(server))
+	}
+	if err := setupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	if err := (&registrar{bridge: b}).setup(mgr); err != nil {
+		return err
+	}
+	if err := (&reporter{bridge: b}).setup(mgr); err != nil {
+		return err
+	}
+	return mgr.Add(b)
+}
+
+func (b *Bridge) newSession(server Server) *session {
+	s := &session{server: server}
+	logger := b.Logger.With("gearmanServer", server.Name)
+	s.builds = &gearman.Worker{
+		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_builds", Logger: logger,
+		Free: b.free,
+	}
+	s.management = &gearman.Worker{
+		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
+	}
+	return s
+}
+
+// NeedLeaderElection: only the leader grabs.
+func (b *Bridge) NeedLeaderElection() bool { return true }
+
+// Start takes builds until ctx is done.
+func (b *Bridge) Start(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failures := make(chan error, 2*len(b.sessions))
+	for _, s := range b.sessions {
+		s.builds.Assigned = func(job *gearman.Job) { b.assigned(ctx, &running, s, job) }
+		s.management.Assigned = func(job *gearman.Job) { running.Go(func() { b.command(ctx, job) }) }
+		if err := s.management.SetFunctions([]string{"stop:" + b.Manager}); err != nil {
+			return fmt.Errorf("manager name %q: %w", b.Manager, err)
+		}
+		for _, worker := range []*gearman.Worker{s.management, s.builds} {
+			running.Go(func() {
+				if err := worker.Run(ctx); err != nil {
+					failures <- err
+				}
+			})
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failures:
+		return err
+	}
+}
+
+// Drain grabs nothing any more and returns when every build that somebody waits for is reported, or ctx is done. stop: is served meanwhile.
+func (b *Bridge) Drain(ctx context.Context) error {
+	for _, s := range b.sessions {
+		s.builds.Drain()
+	}
+	for _, s := range b.sessions {
+		select {
+		case <-s.builds.Drained():
+		case <-ctx.Done():
+			return fmt.Errorf("%d builds were not reported before the end of the drain: %w", len(b.assignments.all()), ctx.Err())
+		}
+	}
+	return nil
+}
+
+// free tells whether one more build may be grabbed: the unfinished builds of the cluster and the assignments that are on their way to becoming one
+// are counted from what exists, so there is nothing to leak.
+func (b *Bridge) free() bool {
+	keys := b.assignments.keys()
+	builds := v1alpha1.ZuulBuildList{}
+	if err := b.Client.List(context.Background(), &builds, client.MatchingFields{indexComplete: "false"}, client.UnsafeDisableDeepCopy); err != nil {
+		b.Logger.Error("Cannot count the builds; none is grabbed", "error", err)
+		return false
+	}
+	used := len(builds.Items)
+	for i := range builds.Items {
+		delete(keys, client.ObjectKeyFromObject(&builds.Items[i]))
+	}
+	return used+len(keys) < b.MaxBuilds
+}
+
+// wake has every session look whether it may grab again.
+func (b *Bridge) wake() {
+	for _, s := range b.sessions {
+		s.builds.Wake()
+	}
+}
+
+// Field indexes over ZuulBuilds.
+const (
+	indexComplete = "complete"
+	indexUUID     = "spec.uuid"
+)
+
+func setupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
+	err := indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexComplete, func(object client.Object) []string {
+		return []string{fmt.Sprint(object.(*v1alpha1.ZuulBuild).Complete())}
+	})
+	if err != nil {
+		return err
+	}
+	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexUUID, func(object client.Object) []string {
+		return []string{object.(*v1alpha1.ZuulBuild).Spec.UUID}
+	})
+}
+
+// functionTable is what the registered functions mean. A function that is registered no more keeps its meaning: a job of it may be on its way.
+type functionTable struct {
+	mu      sync.RWMutex
+	targets map[string]target
+}
+
+func (t *functionTable) lookup(function string) (target, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	found, ok := t.targets[function]
+	return found, ok
+}
+
+func (t *functionTable) merge(functions map[string]target) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.targets == nil {
+		t.targets = map[string]target{}
+	}
+	for name, target := range functions {
+		t.targets[name] = target
+	}
+}

@@ -1,0 +1,210 @@
+package gearmanbridge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+)
+
+// resultInvalidRequest is what Zuul is told of a request that cannot even become a ZuulBuild. A result rather than none: Zuul up to 2.5.1 asks again
+// at once and for ever where it gets none (protocol section 2).
+const resultInvalidRequest = "INVALID_REQUEST"
+
+// maxUUID is the longest unique a ZuulBuild can tell.
+const maxUUID = 4096
+
+// refusal is a request that nothing can be made of.
+type refusal struct{ error }
+
+// assigned takes a job from the server. It runs on the connection's own loop, so it only notes who waits; the rest goes on beside it.
+func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *session, job *gearman.Job) {
+	target, known := b.functions.lookup(job.Function)
+	if !known {
+		running.Go(func() {
+			b.refuse(job, job.Function, fmt.Errorf("function %q was never registered here", job.Function))
+		})
+		return
+	}
+	name := buildName(job.Unique)
+	if job.Unique == "" {
+		// Nobody will ever ask for this build again, so any name does.
+		name = "anonymous-" + strings.ToLower(rand.Text())
+	}
+	a := &assignment{job: job, server: s.server.Name, target: target, unique: job.Unique,
+		key: types.NamespacedName{Namespace: target.key.Namespace, Name: name}}
+	b.assignments.add(a)
+	running.Go(func() {
+		b.intake(ctx, a)
+		select {
+		case <-job.Done():
+		case <-ctx.Done():
+		}
+		b.assignments.remove(a)
+		b.notify(ctx, a.key)
+		b.wake()
+	})
+}
+
+// notify has the reporter look at a build.
+func (b *Bridge) notify(ctx context.Context, key types.NamespacedName) {
+	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	select {
+	case b.changed <- event.GenericEvent{Object: build}:
+	case <-ctx.Done():
+	}
+}
+
+// intake makes the request durable and tells Zuul that its build has begun, before anything else happens to it: until then Zuul can stop it only by
+// luck (protocol section 1.3). What the API server cannot take now is tried again while the job is ours.
+func (b *Bridge) intake(ctx context.Context, a *assignment) {
+	log := b.Logger.With("uuid", a.unique, "function", a.job.Function, "build", a.key)
+	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 5 * time.Second}
+	for {
+		build, err := b.accept(ctx, a)
+		var refused *refusal
+		switch {
+		case err == nil:
+			stop := a.has(build)
+			if err := b.begin(a, build); err != nil {
+				log.Info("The job was lost before its start could be reported", "reason", err)
+			}
+			b.notify(ctx, a.key)
+			if stop {
+				b.insist(ctx, stopRequest{uuid: a.unique})
+			}
+			return
+		case errors.As(err, &refused):
+			b.refuse(a.job, a.target.job, err)
+			return
+		}
+		log.Error("Cannot create the ZuulBuild; trying again", "error", err)
+		timer := time.NewTimer(backoff.Step())
+		select {
+		case <-timer.C:
+		case <-a.job.Done():
+			timer.Stop()
+			return
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// accept finds the ZuulBuild of the request or creates it. The name comes from the unique, so a request seen twice, by whatever replica, is one build.
+func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild, error) {
+	existing := &v1alpha1.ZuulBuild{}
+	err := b.Client.Get(ctx, a.key, existing)
+	if apierrors.IsNotFound(err) {
+		var build *v1alpha1.ZuulBuild
+		if build, err = b.newBuild(ctx, a); err != nil {
+			return nil, err
+		}
+		if err = b.Client.Create(ctx, build); err == nil {
+			return build, nil
+		}
+		if apierrors.IsAlreadyExists(err) {
+			err = b.Live.Get(ctx, a.key, existing)
+		}
+	}
+	if err != nil {
+		if permanent(err) {
+			return nil, &refusal{err}
+		}
+		return nil, err
+	}
+	if existing.Spec.Job != a.target.job || existing.Spec.Node != a.target.class || existing.Labels[v1alpha1.LabelGearmanServer] != a.server {
+		return nil, &refusal{fmt.Errorf("unique %q was used before, for job %q on node %q: ZuulBuild %s", a.unique, existing.Spec.Job, existing.Spec.Node, a.key)}
+	}
+	return existing, nil
+}
+
+// permanent errors stay however often the request is sent again.
+func permanent(err error) bool {
+	quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
+	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsNotFound(err) ||
+		apierrors.IsForbidden(err) && !quota
+}
+
+// newBuild is the ZuulBuild of a request. One that cannot be understood becomes a ZuulBuild too, so that its message has a place.
+func (b *Bridge) newBuild(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild, error) {
+	number, err := b.Numbers.Next(ctx, a.target.key, a.target.job)
+	if err != nil {
+		return nil, err
+	}
+	parameters, requestError := readParameters(a.job.Payload)
+	build := &v1alpha1.ZuulBuild{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: a.key.Namespace, Name: a.key.Name,
+			Labels: map[string]string{v1alpha1.LabelGearmanServer: a.server},
+		},
+		Spec: v1alpha1.ZuulBuildSpec{
+			Job: a.target.job, JobRef: &v1alpha1.JobReference{Name: a.target.key.Name}, Node: a.target.class,
+			UUID: storableUUID(a.unique), Number: number, Parameters: parameters,
+		},
+	}
+	if requestError != nil {
+		build.Spec.RequestError = truncate(requestError.Error(), maxUUID)
+	}
+	return build, nil
+}
+
+// storableUUID is a unique as a ZuulBuild can tell it. What tells builds apart is their name, which is made of the unique as it came.
+func storableUUID(unique string) string {
+	return truncate(strings.ToValidUTF8(unique, "\uFFFD"), maxUUID)
+}
+
+// truncate to at most so many bytes of valid UTF-8.
+func truncate(text string, bytes int) string {
+	if len(text) <= bytes {
+		return text
+	}
+	return strings.ToValidUTF8(text[:bytes], "")
+}
+
+// begin sends the first WORK_DATA, then WORK_STATUS. From here on the reporter may send.
+func (b *Bridge) begin(a *assignment, build *v1alpha1.ZuulBuild) error {
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	start := b.describe(build)
+	start.Result = "" // a result in the first WORK_DATA would make a lost build count as ended
+	if err := a.job.Data(start.encode()); err != nil {
+		return err
+	}
+	if err := a.job.Status(elapsed(build, time.Now()), unknownEstimate); err != nil {
+		return err
+	}
+	a.started = true
+	return nil
+}
+
+// refuse gives a definite result to a request that has no ZuulBuild to put a message on: the log and Zuul's status.json tell it.
+func (b *Bridge) refuse(job *gearman.Job, name string, reason error) {
+	b.Logger.Error("Request refused", "uuid", job.Unique, "function", job.Function, "reason", reason)
+	data := b.worker()
+	data.Name, data.Number = name, 1
+	data.WorkerExtra.Message = truncate(reason.Error(), maxUUID)
+	if job.Data(data.encode()) != nil {
+		return
+	}
+	data.Result = resultInvalidRequest
+	if job.Data(data.encode()) != nil {
+		return
+	}
+	if err := job.Complete(data.encode()); err != nil {
+		b.Logger.Info("The refusal could not be sent", "uuid", job.Unique, "reason", err)
+	}
+}

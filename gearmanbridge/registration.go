@@ -1,0 +1,116 @@
+package gearmanbridge
+
+import (
+	"context"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// registrar keeps the functions on the Gearman servers what the jobs and classes say, and tells each job.
+type registrar struct {
+	bridge *Bridge
+	// fromNodes are the classes that exist because a Node carries the label. A class stays when its last Node goes, because a function stays
+	// registered while its job exists: a pool that reboots must not become NOT_REGISTERED, which is final for Zuul.
+	fromNodes map[string]bool
+}
+
+// setup makes every change of a job, a class or a Node's labels one and the same request: the table is always made whole.
+func (r *registrar) setup(mgr ctrl.Manager) error {
+	all := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: "functions"}}}
+	})
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("registration").
+		Watches(&v1alpha1.ZuulJob{}, all).
+		Watches(&v1alpha1.ZuulNodeClass{}, all).
+		Watches(&corev1.Node{}, all).
+		Complete(r)
+}
+
+// Reconcile makes the table of functions, gives it to every session, and writes the status of the jobs whose lot changed.
+func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	jobs := v1alpha1.ZuulJobList{}
+	if err := r.bridge.Client.List(ctx, &jobs); err != nil {
+		return ctrl.Result{}, err
+	}
+	classes, err := r.classes(ctx)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	functions, registrations := plan(jobs.Items, classes)
+	r.bridge.functions.merge(functions)
+	names := make([]string, 0, len(functions))
+	for name := range functions {
+		names = append(names, name)
+	}
+	for _, s := range r.bridge.sessions {
+		if err := s.builds.SetFunctions(names); err != nil {
+			return ctrl.Result{}, err
+		}
+	}
+	for i := range jobs.Items {
+		job := &jobs.Items[i]
+		if err := r.writeStatus(ctx, job, registrations[client.ObjectKeyFromObject(job)]); err != nil {
+			return ctrl.Result{}, err
+		}
+	}
+	return ctrl.Result{}, nil
+}
+
+// classes are the names of all node classes there are, sorted.
+func (r *registrar) classes(ctx context.Context) ([]string, error) {
+	nodes := corev1.NodeList{}
+	if err := r.bridge.Client.List(ctx, &nodes, client.HasLabels{v1alpha1.LabelNode}); err != nil {
+		return nil, err
+	}
+	if r.fromNodes == nil {
+		r.fromNodes = map[string]bool{}
+	}
+	for i := range nodes.Items {
+		if name := nodes.Items[i].Labels[v1alpha1.LabelNode]; name != "" {
+			r.fromNodes[name] = true
+		}
+	}
+	objects := v1alpha1.ZuulNodeClassList{}
+	if err := r.bridge.Client.List(ctx, &objects); err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(r.fromNodes)+len(objects.Items))
+	for name := range r.fromNodes {
+		names = append(names, name)
+	}
+	for i := range objects.Items {
+		names = append(names, objects.Items[i].GearmanName())
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// writeStatus tells a job what became of it, where that changed.
+func (r *registrar) writeStatus(ctx context.Context, job *v1alpha1.ZuulJob, registration registration) error {
+	after := job.DeepCopy()
+	after.Status.Functions = registration.functions
+	status := metav1.ConditionFalse
+	if registration.registered() {
+		status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
+		Type: v1alpha1.ConditionRegistered, Status: status, Reason: registration.reason, Message: truncate(registration.message, 32*1024),
+		ObservedGeneration: job.Generation,
+	})
+	if equality.Semantic.DeepEqual(job.Status, after.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.bridge.Client.Status().Patch(ctx, after, client.MergeFrom(job)))
+}

@@ -1,0 +1,159 @@
+package gearmanbridge
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// reporter tells whoever waits for a build what its status says, and sees to builds that nobody waits for.
+type reporter struct {
+	bridge *Bridge
+
+	mu sync.Mutex
+	// alone is since when an unfinished build has had no listener. A restart begins anew, which only gives a unique longer to come back.
+	alone map[types.NamespacedName]time.Time
+}
+
+func (r *reporter) setup(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("report").
+		For(&v1alpha1.ZuulBuild{}).
+		WatchesRawSource(source.Channel(r.bridge.changed, &handler.EnqueueRequestForObject{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
+		Complete(r)
+}
+
+// Reconcile sends what is due for one build.
+func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	build := &v1alpha1.ZuulBuild{}
+	err := r.bridge.Client.Get(ctx, request.NamespacedName, build)
+	if apierrors.IsNotFound(err) {
+		return r.missing(ctx, request.NamespacedName)
+	} else if err != nil {
+		return ctrl.Result{}, err
+	}
+	listeners := r.bridge.assignments.of(request.NamespacedName)
+	for _, a := range listeners {
+		if err := r.bridge.report(a, build); err != nil {
+			ctrl.LoggerFrom(ctx).Info("The job was lost before the build could be reported", "uuid", a.unique, "reason", err)
+		}
+	}
+	if build.Complete() {
+		r.bridge.wake()
+	}
+	return r.abandon(ctx, build, len(listeners) > 0)
+}
+
+// report sends a build's progress to one listener: that it runs, once, and how it ended, once.
+func (b *Bridge) report(a *assignment, build *v1alpha1.ZuulBuild) error {
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	if !a.started || a.job.Err() != nil {
+		return nil
+	}
+	if begun := a.existing(); begun.UID != build.UID {
+		return b.finishDeleted(a, begun)
+	}
+	data := b.describe(build)
+	switch {
+	case build.Complete():
+		return b.finish(a, build, data)
+	case build.Status.StartTime != nil && !a.running:
+		if err := a.job.Data(data.encode()); err != nil {
+			return err
+		}
+		a.running = true
+		return a.job.Status(elapsed(build, time.Now()), unknownEstimate)
+	}
+	return nil
+}
+
+// finish sends the whole description with the result, then the one finishing packet. A build that ended without a result, by the infrastructure's
+// fault, is a WORK_FAIL, at which Zuul runs the job again; so is one that was stopped, as the launcher document asks, though with its result.
+func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData) error {
+	if err := a.job.Data(data.encode()); err != nil {
+		return err
+	}
+	if data.Result == "" || build.Status.Phase == v1alpha1.PhaseAborted {
+		return a.job.Fail()
+	}
+	return a.job.Complete(data.encode())
+}
+
+// missing: somebody deleted the ZuulBuild, which stops the build.
+func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
+	r.setAlone(key, false)
+	listeners := r.bridge.assignments.of(key)
+	if len(listeners) == 0 {
+		return ctrl.Result{}, nil
+	}
+	// The cache may be late for a build that was just created.
+	live := &v1alpha1.ZuulBuild{}
+	if err := r.bridge.Live.Get(ctx, key, live); !apierrors.IsNotFound(err) {
+		return ctrl.Result{}, err
+	}
+	for _, a := range listeners {
+		a.sending.Lock()
+		if a.started {
+			if err := r.bridge.finishDeleted(a, a.existing()); err != nil {
+				ctrl.LoggerFrom(ctx).Info("The end of a deleted build could not be sent", "uuid", a.unique, "reason", err)
+			}
+		}
+		a.sending.Unlock()
+	}
+	return ctrl.Result{}, nil
+}
+
+// finishDeleted ends the job of a ZuulBuild that is no more. a.sending is held.
+func (b *Bridge) finishDeleted(a *assignment, build *v1alpha1.ZuulBuild) error {
+	deleted := build.DeepCopy()
+	deleted.Status.Phase, deleted.Status.Result = v1alpha1.PhaseAborted, "ABORTED"
+	deleted.Status.Reason, deleted.Status.Message = "Aborted", "the ZuulBuild was deleted"
+	return b.finish(a, deleted, b.describe(deleted))
+}
+
+// abandon stops a build that came from Gearman and that nobody has waited for during the grace period: Zuul has started another in its place.
+func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, listened bool) (ctrl.Result, error) {
+	fromGearman := build.Labels[v1alpha1.LabelGearmanServer] != ""
+	since := r.setAlone(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort)
+	if since.IsZero() {
+		return ctrl.Result{}, nil
+	}
+	grace := r.bridge.GracePeriod
+	if build.Spec.UUID == "" {
+		grace = 0 // without a unique it cannot come back
+	}
+	if left := grace - time.Since(since); left > 0 {
+		return ctrl.Result{RequeueAfter: left}, nil
+	}
+	ctrl.LoggerFrom(ctx).Info("Nobody waits for the build any more; stopping it", "uuid", build.Spec.UUID, "job", build.Spec.Job)
+	return ctrl.Result{}, r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned)
+}
+
+// setAlone notes that a build is without a listener or no longer so, and tells since when it has been; zero if it is not.
+func (r *reporter) setAlone(key types.NamespacedName, alone bool) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !alone {
+		delete(r.alone, key)
+		return time.Time{}
+	}
+	if r.alone == nil {
+		r.alone = map[types.NamespacedName]time.Time{}
+	}
+	if _, known := r.alone[key]; !known {
+		r.alone[key] = time.Now()
+	}
+	return r.alone[key]
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildnumber"
+	"zuulbuild.dev/zuulbuild/buildpages"
+	"zuulbuild.dev/zuulbuild/controllers"
+	"zuulbuild.dev/zuulbuild/gearmanbridge"
+)
+
+// operatorOptions are the flags of `zuulbuild operator`.
+type operatorOptions struct {
+	kubeconfig      string
+	gearmanServers  []string
+	manager         string
+	maxBuilds       int
+	gracePeriod     time.Duration
+	drainTimeout    time.Duration
+	pagesAddress    string
+	pagesURL        string
+	healthAddress   string
+	metricsAddress  string
+	leaderElect     bool
+	leaderNamespace string
+	logLevel        string
+}
+
+func newOperatorCommand() *cobra.Command {
+	o := operatorOptions{}
+	command := &cobra.Command{
+		Use:   "operator",
+		Short: "Take builds from Gearman servers and run them as Pods",
+		Args:  cobra.NoArgs,
+		RunE:  func(command *cobra.Command, _ []string) error { return o.run(command.Context()) },
+	}
+	flags := command.Flags()
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "cluster to work on; default: $KUBECONFIG, the cluster this runs in, or ~/.kube/config")
+	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
+	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
+	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be unfinished before no more are taken")
+	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long a build whose Gearman job is lost may wait for it to come back before it is stopped")
+	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Hour, "how long running builds may take to end after SIGTERM; a second signal ends at once")
+	flags.StringVar(&o.pagesAddress, "pages-address", ":8080", "where the build pages are served")
+	flags.StringVar(&o.pagesURL, "pages-url", "http://localhost:8080", "the address people reach the build pages at; Zuul reports it")
+	flags.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
+	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served in plain HTTP; 0 for nowhere")
+	flags.BoolVar(&o.leaderElect, "leader-elect", true, "let one of several replicas work at a time")
+	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	return command
+}
+
+// run works until it is told to end, drains, and ends.
+func (o *operatorOptions) run(ctx context.Context) error {
+	logger, err := o.logger()
+	if err != nil {
+		return err
+	}
+	servers, err := parseServers(o.gearmanServers)
+	if err != nil {
+		return err
+	}
+	buildURL, err := o.buildURL()
+	if err != nil {
+		return err
+	}
+	config, err := o.config()
+	if err != nil {
+		return err
+	}
+	mgr, err := o.newManager(config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	bridge, numbers, err := o.setup(ctx, mgr, servers, buildURL, logger)
+	if err != nil {
+		return err
+	}
+	go o.drainOnSignal(ctx, cancel, bridge, logger)
+	err = mgr.Start(ctx)
+	release, cancelRelease := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancelRelease()
+	return errors.Join(err, numbers.Release(release))
+}
+
+// setup wires the two halves and the pages to the manager.
+func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers []gearmanbridge.Server, buildURL func(*v1alpha1.ZuulBuild) string,
+	logger *slog.Logger,
+) (*gearmanbridge.Bridge, *buildnumber.Sequence, error) {
+	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
+		return nil, nil, err
+	}
+	numbers := &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()}
+	reconciler := &controllers.ZuulBuildReconciler{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, BuildURL: buildURL,
+		Recorder: mgr.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{},
+	}
+	if err := reconciler.SetupWithManager(ctx, mgr); err != nil {
+		return nil, nil, err
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return nil, nil, err
+	}
+	bridge := &gearmanbridge.Bridge{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, Servers: servers, Manager: o.manager,
+		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger,
+		Worker: gearmanbridge.WorkerInfo{Hostname: hostname, FQDN: hostname, Version: version},
+	}
+	if err := bridge.SetupWithManager(ctx, mgr); err != nil {
+		return nil, nil, err
+	}
+	return bridge, numbers, o.setupPages(ctx, mgr)
+}
+
+func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) error {
+	if err := buildpages.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	clientset, err := kubernetes.NewForConfig(mgr.GetConfig())
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", o.pagesAddress)
+	if err != nil {
+		return fmt.Errorf("--pages-address %s: %w", o.pagesAddress, err)
+	}
+	return mgr.Add(&buildpages.Server{Listener: listener, Builds: mgr.GetClient(), Logs: buildpages.NewLogStreamer(clientset)})
+}
+
+// drainOnSignal has the first SIGTERM or SIGINT end things well: nothing new is taken, what runs is reported, stop: is served. A second signal, or
+// the end of the drain timeout, ends at once; builds then go on in the cluster and their jobs are requeued or retried.
+func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.CancelFunc, bridge *gearmanbridge.Bridge, logger *slog.Logger) {
+	defer cancel()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	select {
+	case <-signals:
+	case <-ctx.Done():
+		return
+	}
+	logger.Info("Draining: no more builds are taken; ending when those that run are reported", "timeout", o.drainTimeout)
+	ctx, stop := context.WithTimeout(ctx, o.drainTimeout)
+	defer stop()
+	go func() {
+		select {
+		case <-signals:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	if err := bridge.Drain(ctx); err != nil {
+		logger.Warn("Ending before the drain was over", "reason", err)
+	}
+}
+
+func (o *operatorOptions) newManager(config *rest.Config) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, err
+	}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        scheme,
+		Cache:                         controllers.CacheOptions(),
+		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress:        o.healthAddress,
+		LeaderElection:                o.leaderElect,
+		LeaderElectionID:              "zuulbuild." + v1alpha1.GroupVersion.Group,
+		LeaderElectionNamespace:       o.leaderNamespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return mgr, errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping))
+}
+
+func (o *operatorOptions) config() (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = o.kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("no cluster to work on: %w; give --kubeconfig", err)
+	}
+	controllers.LimitRequests(config)
+	return config, nil
+}
+
+// buildURL makes the address of a build's page.
+func (o *operatorOptions) buildURL() (func(*v1alpha1.ZuulBuild) string, error) {
+	base, err := url.Parse(o.pagesURL)
+	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
+		return nil, fmt.Errorf("--pages-url %q: an address such as https://builds.example.org was expected", o.pagesURL)
+	}
+	prefix := strings.TrimSuffix(base.String(), "/")
+	return func(build *v1alpha1.ZuulBuild) string { return prefix + buildpages.BuildPath(build.Name) }, nil
+}
+
+func (o *operatorOptions) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: debug, info, warn or error was expected", o.logLevel)
+	}
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
+	logger := slog.New(handler)
+	ctrl.SetLogger(logr.FromSlogHandler(handler))
+	klog.SetSlogLogger(logger)
+	return logger, nil
+}
+
+// parseServers reads [NAME=]HOST[:PORT]. The name marks builds with where they came from, so it must not change while builds of it run.
+func parseServers(texts []string) ([]gearmanbridge.Server, error) {
+	servers := make([]gearmanbridge.Server, 0, len(texts))
+	seen := map[string]bool{}
+	for _, text := range texts {
+		name, address, named := strings.Cut(text, "=")
+		if !named {
+			name, address = "gearman", text
+		}
+		if problems := validation.IsValidLabelValue(name); len(problems) > 0 || name == "" || address == "" {
+			return nil, fmt.Errorf("--gearman-server %q: [NAME=]HOST[:PORT] was expected, with a NAME fit for a label %s", text, strings.Join(problems, "; "))
+		}
+		if seen[name] {
+			return nil, fmt.Errorf("--gearman-server %q: the name %q is taken; give each server a NAME of its own", text, name)
+		}
+		seen[name] = true
+		servers = append(servers, gearmanbridge.Server{Name: name, Address: address})
+	}
+	return servers, nil
+}
