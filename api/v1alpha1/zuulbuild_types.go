@@ -6,6 +6,7 @@ import (
 
 // BuildPhase is a one-word summary of a ZuulBuild. Conditions tell more.
 // +kubebuilder:validation:Enum=Queued;Starting;Running;Aborting;Succeeded;Failed;Aborted;Lost
+// +kubebuilder:validation:MaxLength=16
 type BuildPhase string
 
 const (
@@ -39,6 +40,7 @@ const (
 
 // AbortReason says why a build is to stop.
 // +kubebuilder:validation:Enum=Stopped;Abandoned
+// +kubebuilder:validation:MaxLength=16
 type AbortReason string
 
 const (
@@ -59,47 +61,54 @@ type JobReference struct {
 
 // ZuulBuildSpec is what was asked for. It cannot change, but for abort, which can only become true, and number, which is given once.
 //
-// +kubebuilder:validation:XValidation:rule="self.job == oldSelf.job",message="job cannot change: create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="self.?jobRef.orValue({}) == oldSelf.?jobRef.orValue({})",message="jobRef cannot change: create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="self.?node.orValue('') == oldSelf.?node.orValue('')",message="node cannot change: create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="self.?uuid.orValue('') == oldSelf.?uuid.orValue('')",message="uuid cannot change: create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="self.?parameters.orValue({}) == oldSelf.?parameters.orValue({})",message="parameters cannot change: create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="self.?requestError.orValue('') == oldSelf.?requestError.orValue('')",message="requestError cannot change"
-// +kubebuilder:validation:XValidation:rule="oldSelf.?number.orValue(0) == 0 || self.?number.orValue(0) == oldSelf.?number.orValue(0)",message="number is given once and cannot change"
-// +kubebuilder:validation:XValidation:rule="!oldSelf.?abort.orValue(false) || self.?abort.orValue(false)",message="abort can only become true: an aborted build does not come back, create a new ZuulBuild"
-// +kubebuilder:validation:XValidation:rule="!oldSelf.?abort.orValue(false) || self.?abortReason.orValue('') == oldSelf.?abortReason.orValue('')",message="abortReason cannot change once abort is true"
+// +kubebuilder:validation:XValidation:rule="has(self.jobRef) == has(oldSelf.jobRef)",message="jobRef cannot change: create a new ZuulBuild"
+// +kubebuilder:validation:XValidation:rule="has(self.node) == has(oldSelf.node)",message="node cannot change: create a new ZuulBuild"
+// +kubebuilder:validation:XValidation:rule="has(self.uuid) == has(oldSelf.uuid)",message="uuid cannot change: create a new ZuulBuild"
+// +kubebuilder:validation:XValidation:rule="has(self.parameters) == has(oldSelf.parameters)",message="parameters cannot change: create a new ZuulBuild"
+// +kubebuilder:validation:XValidation:rule="has(self.requestError) == has(oldSelf.requestError)",message="requestError cannot change"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.number) || has(self.number)",message="number is given once and cannot change"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.abort) || !oldSelf.abort || (has(self.abort) && self.abort)",message="abort can only become true: an aborted build does not come back, create a new ZuulBuild"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.abort) || !oldSelf.abort || has(self.abortReason) == has(oldSelf.abortReason)",message="abortReason cannot change once abort is true"
 type ZuulBuildSpec struct {
 	// job is the name Zuul calls the job by: the JOB of build:JOB:NODE.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=500
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="job cannot change: create a new ZuulBuild"
 	Job string `json:"job"`
 
 	// jobRef is the ZuulJob that says how to run it. Without it, the ZuulJob of this namespace whose job name is `job`.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="jobRef cannot change: create a new ZuulBuild"
 	JobRef *JobReference `json:"jobRef,omitempty"`
 
 	// node is the node class the build asks for: the NODE of build:JOB:NODE. Empty means any node.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot change: create a new ZuulBuild"
 	Node string `json:"node,omitempty"`
 
 	// uuid is the Gearman unique, which Zuul makes equal to ZUUL_UUID. Empty for a build made by hand.
 	// +kubebuilder:validation:MaxLength=4096
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="uuid cannot change: create a new ZuulBuild"
 	UUID string `json:"uuid,omitempty"`
 
 	// number is the build number: at least 1, rising per job, never given twice. Left out of a build made by hand, it is filled in.
 	// +kubebuilder:validation:Minimum=0
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="oldSelf == 0 || self == oldSelf",message="number is given once and cannot change"
 	Number int64 `json:"number,omitempty"`
 
 	// parameters reach every container as environment variables, byte for byte.
+	// +kubebuilder:validation:MaxProperties=1000
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="parameters cannot change: create a new ZuulBuild"
 	Parameters map[string]string `json:"parameters,omitempty"`
 
 	// requestError says why the request could not be understood. Such a build never gets a Pod and ends at once, failed, with this as its message.
 	// +kubebuilder:validation:MaxLength=4096
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="requestError cannot change"
 	RequestError string `json:"requestError,omitempty"`
 
 	// abort stops the build. It can only become true.
@@ -108,13 +117,14 @@ type ZuulBuildSpec struct {
 
 	// abortReason says why abort was set; empty means Stopped.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="abortReason cannot change"
 	AbortReason AbortReason `json:"abortReason,omitempty"`
 }
 
 // ZuulBuildStatus is what became of it. Only the controllers write it. The verdict is given once: the API server refuses a second one, so that a
 // late writer with an old view cannot change what Zuul was told.
 //
-// +kubebuilder:validation:XValidation:rule="!(oldSelf.?phase.orValue('') in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (self.?phase.orValue('') == oldSelf.?phase.orValue('') && self.?result.orValue('') == oldSelf.?result.orValue(''))",message="the verdict on a build is given once"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.phase) || !(oldSelf.phase in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (has(self.phase) && self.phase == oldSelf.phase && has(self.result) == has(oldSelf.result) && (!has(self.result) || self.result == oldSelf.result))",message="the verdict on a build is given once"
 type ZuulBuildStatus struct {
 	// phase is a one-word summary.
 	// +optional
