@@ -60,16 +60,15 @@ func (b *board) function(name string) *boardFunction {
 }
 
 // register adds a registration of the function, at the front or the back of
-// the peer's.
+// the peer's. Among the function's workers it is always the last to be woken.
 func (b *board) register(p *peer, name string, front bool) {
 	p.registered[name]++
 	function := b.function(name)
 	if front {
 		p.abilities = slices.Insert(p.abilities, 0, name)
-		function.workers = slices.Insert(function.workers, 0, p)
-		return
+	} else {
+		p.abilities = append(p.abilities, name)
 	}
-	p.abilities = append(p.abilities, name)
 	function.workers = append(function.workers, p)
 }
 
@@ -163,16 +162,12 @@ func (j *boardJob) tell(packet Packet) {
 	}
 }
 
-// assignment is the answer to a grab, in the shape the grab asks for.
+// assignment is the answer to a grab. Like gearmand it answers GRAB_JOB_ALL in
+// the shape of GRAB_JOB_UNIQ: only a job with a reducer gets JOB_ASSIGN_ALL.
 func (j *boardJob) assignment(grab PacketType) Packet {
-	var packet Packet
-	switch grab {
-	case PacketGrabJob:
+	packet := response(PacketJobAssignUniq, j.handle, j.function, j.unique)
+	if grab == PacketGrabJob {
 		packet = response(PacketJobAssign, j.handle, j.function)
-	case PacketGrabJobAll:
-		packet = response(PacketJobAssignAll, j.handle, j.function, j.unique, "")
-	default:
-		packet = response(PacketJobAssignUniq, j.handle, j.function, j.unique)
 	}
 	packet.Args = append(packet.Args, j.payload)
 	return packet
@@ -256,12 +251,9 @@ func (s *Server) workersText() string {
 func (b *board) jobsText() string {
 	var text strings.Builder
 	for _, job := range b.jobs {
-		ignored := 0
-		if job.ignored {
-			ignored = 1
-		}
-		// The last column is about persistent queues, which this has not.
-		fmt.Fprintf(&text, "%s\t%d\t%d\t0\n", job.handle, job.retries, ignored)
+		// The last column tells which jobs gearmand gave to its queue store:
+		// the background ones, also if the store keeps nothing.
+		fmt.Fprintf(&text, "%s\t%d\t%s\t%s\n", job.handle, job.retries, boolDigit(job.ignored), boolDigit(job.background))
 	}
 	return text.String() + ".\n"
 }
