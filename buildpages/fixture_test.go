@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -109,6 +110,9 @@ type opened struct {
 type scriptedLogs struct {
 	err    error
 	opened chan *opened
+
+	mutex sync.Mutex
+	feeds []*io.PipeWriter
 }
 
 func newScriptedLogs() *scriptedLogs { return &scriptedLogs{opened: make(chan *opened, 10)} }
@@ -119,6 +123,9 @@ func (l *scriptedLogs) Stream(_ context.Context, namespace, pod, container strin
 	}
 	reader, writer := io.Pipe()
 	stream := &opened{namespace, pod, container, options, writer, make(chan struct{})}
+	l.mutex.Lock()
+	l.feeds = append(l.feeds, writer)
+	l.mutex.Unlock()
 	l.opened <- stream
 	return &closeTeller{PipeReader: reader, closed: stream.closed}, nil
 }
@@ -135,6 +142,15 @@ func (c *closeTeller) Close() error {
 		close(c.closed)
 	}
 	return c.PipeReader.Close()
+}
+
+// end ends every stream, so that a test that failed does not hang.
+func (l *scriptedLogs) end() {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	for _, feed := range l.feeds {
+		feed.Close()
+	}
 }
 
 // next waits for a stream to be opened.
@@ -155,11 +171,15 @@ func receive[T any](t *testing.T, from <-chan T, otherwise string) T {
 }
 
 // newTestServer serves the pages of some objects at start + 60 s.
-func newTestServer(t *testing.T, logs LogStreamer, objects ...client.Object) *httptest.Server {
+func newTestServer(t *testing.T, logs *scriptedLogs, objects ...client.Object) *httptest.Server {
 	t.Helper()
 	pages := &Server{Builds: newReader(t, objects...), Logs: logs, MaxStreams: 2, now: func() time.Time { return at(60).Time }}
 	server := httptest.NewServer(pages.Handler())
-	t.Cleanup(server.Close)
+	server.Client().Timeout = deadline
+	t.Cleanup(func() {
+		logs.end()
+		server.Close()
+	})
 	return server
 }
 

@@ -301,7 +301,11 @@ func TestStuckClientIsGivenUp(t *testing.T) {
 	sink := &countingWriter{stuckAfter: 100}
 	reader, feed := io.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- copyLog(t.Context(), sink, reader) }()
+	go func() {
+		err := copyLog(t.Context(), sink, reader)
+		reader.CloseWithError(errors.New("copyLog left the stream open"))
+		ended <- err
+	}()
 	var feedError error
 	for range 1000 {
 		if _, feedError = io.WriteString(feed, "a line\n"); feedError != nil {

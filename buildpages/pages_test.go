@@ -25,7 +25,7 @@ func TestBuildPage(t *testing.T) {
 			build: newBuild("ci", "b1"),
 			pod:   func(b *v1alpha1.ZuulBuild) *corev1.Pod { return newPod(b, running()) },
 			parts: []string{
-				"<title>Running – tox #12 – zuulbuild</title>", "tools/widget", "4711, patch set 3", "gate", "ci/b1", "worker-1", "running for 46 s",
+				"<title>Running – tox #12 – zuulbuild</title>", "tools/widget", "4711, patch set 3", "gate", "ci/b1", "worker-1", `<th scope="row">Running for</th><td>46 s</td>`,
 				"after 12 s", `href="../builds/b1/log.txt?namespace=ci"`, `data-log="live"`, `http-equiv="refresh"`, "icon-running.svg",
 				`<time datetime="2026-03-01T12:00:14Z">2026-03-01 12:00:14 UTC</time>`,
 			},
@@ -40,7 +40,7 @@ func TestBuildPage(t *testing.T) {
 				b.Status.Conditions = []metav1.Condition{{Type: "Complete", Status: "True", Reason: "ExitCode", LastTransitionTime: *at(317)}}
 			}),
 			pod:     func(b *v1alpha1.ZuulBuild) *corev1.Pod { return newPod(b, terminated()) },
-			parts:   []string{"<title>FAILURE – tox #12", "icon-failure.svg", "ran for 5 min 3 s", "exit code 2", `data-log="ended"`, `<th scope="row">Complete</th>`},
+			parts:   []string{"<title>FAILURE – tox #12", "icon-failure.svg", `<th scope="row">Ran for</th><td>5 min 3 s</td>`, "exit code 2", `data-log="ended"`, `<th scope="row">Complete</th>`},
 			missing: []string{`http-equiv="refresh"`},
 		},
 		"lost": {
@@ -51,7 +51,7 @@ func TestBuildPage(t *testing.T) {
 			build: newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) {
 				b.Spec.Number, b.Spec.Parameters, b.Status = 0, nil, v1alpha1.ZuulBuildStatus{}
 			}),
-			parts:   []string{"<title>Queued – tox – zuulbuild</title>", "waiting for 1 min 0 s", "no log yet", "icon-waiting.svg"},
+			parts:   []string{"<title>Queued – tox – zuulbuild</title>", `<th scope="row">Waiting for</th><td>1 min 0 s</td>`, "no log yet", "icon-waiting.svg"},
 			missing: []string{"#0", "log.txt?namespace=ci\">"},
 		},
 	} {

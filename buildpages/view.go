@@ -55,7 +55,7 @@ type buildView struct {
 	PodName, OnNode string
 	Conditions      []metav1.Condition
 	Events          []event
-	Took            string // how long it ran, or has been running or waiting
+	Took            fact // how long it ran, or has been running or waiting; empty where that is not known
 }
 
 // describe says what a page tells of a build at the moment now.
@@ -71,6 +71,9 @@ func describe(build *v1alpha1.ZuulBuild, now time.Time) buildView {
 		Conditions: build.Status.Conditions,
 		Events:     events(build),
 		Took:       took(build, now),
+	}
+	if view.Reason == view.State { // a plain phase says no more than it did
+		view.Reason = ""
 	}
 	for _, name := range slices.Sorted(maps.Keys(build.Spec.Parameters)) {
 		view.Parameters = append(view.Parameters, fact{name, build.Spec.Parameters[name]})
@@ -148,19 +151,19 @@ func events(build *v1alpha1.ZuulBuild) []event {
 }
 
 // took says how long a build ran, has been running or has been waiting; empty where that is not known.
-func took(build *v1alpha1.ZuulBuild, now time.Time) string {
+func took(build *v1alpha1.ZuulBuild, now time.Time) fact {
 	start, end := build.Status.StartTime, build.Status.CompletionTime
 	switch {
 	case !start.IsZero() && !end.IsZero():
-		return "ran for " + duration(end.Sub(start.Time))
+		return fact{"Ran for", duration(end.Sub(start.Time))}
 	case build.Complete():
-		return ""
+		return fact{}
 	case !start.IsZero():
-		return "running for " + duration(now.Sub(start.Time))
+		return fact{"Running for", duration(now.Sub(start.Time))}
 	case !build.CreationTimestamp.IsZero():
-		return "waiting for " + duration(now.Sub(build.CreationTimestamp.Time))
+		return fact{"Waiting for", duration(now.Sub(build.CreationTimestamp.Time))}
 	default:
-		return ""
+		return fact{}
 	}
 }
 
