@@ -51,7 +51,9 @@ func newAuthority(name string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &authority{keyPair: pair, parsed: template, signer: signer}, nil
+	block, _ := pem.Decode(pair.certificate)
+	parsed, err := x509.ParseCertificate(block.Bytes)
+	return &authority{keyPair: pair, parsed: parsed, signer: signer}, err
 }
 
 func (a *authority) issue(to subject) (keyPair, error) {

@@ -144,6 +144,7 @@ func Up(ctx context.Context, options Options) (*Cluster, error) {
 	if err := c.clean(ctx, false); err != nil {
 		return nil, fmt.Errorf("clean up after an earlier cluster %s: %w", c.name, err)
 	}
+	defer c.disconnect()
 	if err := c.bringUp(ctx); err != nil {
 		err = fmt.Errorf("cluster %s: %w", c.name, err)
 		return nil, errors.Join(err, c.clean(ctx, true))

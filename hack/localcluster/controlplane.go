@@ -10,7 +10,9 @@ import (
 	"strconv"
 	"time"
 
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 // The profile of a cluster that is measured: the defaults (20 requests a second) would throttle the controllers, not the
@@ -150,6 +152,7 @@ func (c *Cluster) startControllers() error {
 		"--service-account-private-key-file=" + file("service-accounts.key"), "--root-ca-file=" + file("authority.crt"),
 		"--cluster-signing-cert-file=" + file("authority.crt"), "--cluster-signing-key-file=" + file("authority.key"),
 		"--cluster-name=" + c.name, "--allocate-node-cidrs=false",
+		"--flex-volume-plugin-dir=" + file("volume-plugins"), // it makes this folder, by default in the host's /usr
 	}, tunedClient...)...)
 	if err != nil {
 		return err
@@ -163,6 +166,18 @@ func (c *Cluster) client() (*kubernetes.Clientset, error) {
 		return nil, err
 	}
 	return kubernetes.NewForConfig(config)
+}
+
+// disconnect closes the idle connections of clients that had this cluster's RESTConfig; each holds goroutines. client-go
+// gives clients of equal configurations the same transport.
+func (c *Cluster) disconnect() {
+	config, err := c.RESTConfig()
+	if err != nil {
+		return // there never was a client
+	}
+	if transport, err := rest.TransportFor(config); err == nil {
+		utilnet.CloseIdleConnectionsFor(transport)
+	}
 }
 
 // await tries until check succeeds, the component ends, or the time is up; either failure shows the end of its log.

@@ -25,7 +25,7 @@ const (
 	pauseVersion = "1"
 	pauseImage   = "zuulbuild.test/pause:" + pauseVersion
 	// BusyboxImage has a shell and Debian's busybox applets. It is on every node; nothing can be pulled, so Pods that
-	// use it must not say imagePullPolicy: Always.
+	// use it must not say imagePullPolicy: Always. Its `wget -T` crashes, as Debian's static build has it: use `timeout`.
 	BusyboxImage = "zuulbuild.test/busybox:1"
 )
 

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// stopGrace is how long a component that is asked to end may take.
-const stopGrace = 10 * time.Second
+// stopGrace is how long a component that is asked to end may take. The API server would wait for its watchers for a
+// minute.
+const stopGrace = 3 * time.Second
 
 // Open returns a cluster that was started before, perhaps by another program.
 func Open(name string) (*Cluster, error) {
@@ -119,6 +120,7 @@ func (c *Cluster) Start(ctx context.Context, component string) error {
 		return err
 	}
 	if component == "kube-apiserver" {
+		defer c.disconnect()
 		return c.awaitAPIServer(ctx)
 	}
 	return nil

@@ -159,8 +159,8 @@ func imageCommand(name *string) *cobra.Command {
 }
 
 func execCommand(name *string) *cobra.Command {
-	return &cobra.Command{
-		Use: "exec NODE COMMAND...", Short: "Run a program of the host inside a node (node-1, ...)", Args: cobra.MinimumNArgs(2), DisableFlagParsing: false,
+	command := &cobra.Command{
+		Use: "exec NODE COMMAND...", Short: "Run a program of the host inside a node (node-1, ...)", Args: cobra.MinimumNArgs(2),
 		RunE: func(command *cobra.Command, arguments []string) error {
 			cluster, err := localcluster.Open(*name)
 			if err != nil {
@@ -175,6 +175,8 @@ func execCommand(name *string) *cobra.Command {
 			return fmt.Errorf("cluster %s has no node %s", *name, arguments[0])
 		},
 	}
+	command.Flags().SetInterspersed(false) // flags after NODE are the program's
+	return command
 }
 
 func runAttached(command *exec.Cmd) error {
