@@ -1,0 +1,149 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+func duration(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
+
+func TestTimeoutsOf(t *testing.T) {
+	defaults := timeouts{15 * time.Minute, 15 * time.Minute, 3 * time.Hour, 30 * time.Second}
+	cases := []struct {
+		name  string
+		given *v1alpha1.Timeouts
+		want  timeouts
+	}{
+		{"none", nil, defaults},
+		{"all", &v1alpha1.Timeouts{Unscheduled: duration(time.Second), Pending: duration(2 * time.Second), Run: duration(3 * time.Second), Abort: duration(4 * time.Second)},
+			timeouts{time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second}},
+		{"one", &v1alpha1.Timeouts{Run: duration(time.Minute)}, timeouts{15 * time.Minute, 15 * time.Minute, time.Minute, 30 * time.Second}},
+		{"nothing below a second, which Pods do not know", &v1alpha1.Timeouts{Unscheduled: duration(0), Run: duration(-time.Hour), Abort: duration(time.Millisecond)}, defaults},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			got := timeoutsOf(&v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: c.given}})
+			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(timeouts{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	if got := timeoutsOf(nil); got != defaults {
+		t.Errorf("without a job: %+v", got)
+	}
+}
+
+func TestRetentionOf(t *testing.T) {
+	job := func(retention *v1alpha1.Retention) *v1alpha1.ZuulJob {
+		return &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Retention: retention}}
+	}
+	cases := []struct {
+		name       string
+		job        *v1alpha1.ZuulJob
+		pod, build time.Duration
+	}{
+		{"no job", nil, time.Hour, 168 * time.Hour},
+		{"nothing given", job(nil), time.Hour, 168 * time.Hour},
+		{"empty", job(&v1alpha1.Retention{}), time.Hour, 168 * time.Hour},
+		{"pod", job(&v1alpha1.Retention{Pod: duration(0)}), 0, 168 * time.Hour},
+		{"build", job(&v1alpha1.Retention{Build: duration(time.Minute)}), time.Hour, time.Minute},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if pod, build := retentionOf(c.job); pod != c.pod || build != c.build {
+				t.Errorf("got %s and %s, want %s and %s", pod, build, c.pod, c.build)
+			}
+		})
+	}
+}
+
+func TestNextDeadline(t *testing.T) {
+	const node = 20 * time.Second
+	starting := newPod(onNode(node), waitingFor("build", "ContainerCreating", ""))
+	running := []podOption{onNode(node), withPhase(podRunning), runningSince("build", time.Minute)}
+	cases := []struct {
+		name     string
+		pod      *corev1.Pod
+		at, want time.Duration
+	}{
+		{"ended", newPod(withPhase(podSucceeded)), time.Minute, 0},
+		{"gated: no clock runs", newPod(withGate("example.org/gate")), time.Minute, 0},
+		{"new: to say why it has not started", newPod(), time.Second, explainAfter - time.Second},
+		{"no node: the unscheduled clock", newPod(withoutNode("")), time.Minute, testLimits.unscheduled - time.Minute},
+		{"a short unscheduled clock comes before the explanation", newPod(), testLimits.unscheduled - 2*time.Second, 2 * time.Second},
+		{"node: the grace for configuration", starting, node + time.Second, configurationGrace - time.Second},
+		{"node: the grace for images", starting, node + configurationGrace, imageGrace - configurationGrace},
+		{"node: the pending clock", starting, node + imageGrace, testLimits.pending - imageGrace},
+		{"running: the run clock", newPod(running...), 2 * time.Minute, testLimits.run - time.Minute},
+		{"past the clock: soon, but not at once", newPod(running...), 5 * time.Hour, shortestRequeue},
+		{"being deleted: the node's clock", newPod(append(running, deletedAt(time.Minute))...), 2 * time.Minute, unreachableGrace - time.Minute},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if got := nextDeadline(c.pod, testLimits, created.Add(c.at)); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestEveryClockIsLookedAt: following nextDeadline from one look to the next meets the verdict at the very second it falls due.
+func TestEveryClockIsLookedAt(t *testing.T) {
+	cases := []struct {
+		name   string
+		pod    *corev1.Pod
+		due    time.Duration
+		reason string
+	}{
+		{"no node", newPod(withoutNode("")), testLimits.unscheduled, ReasonUnschedulable},
+		{"never starts", newPod(onNode(time.Minute)), time.Minute + testLimits.pending, ReasonStartTimeout},
+		{"no image", newPod(onNode(time.Minute), waitingFor("build", "ImagePullBackOff", "")), time.Minute + imageGrace, ReasonImagePullFailed},
+		{"no Secret", newPod(onNode(time.Minute), waitingFor("build", "CreateContainerConfigError", "")), time.Minute + configurationGrace, ReasonContainerConfigError},
+		{"node gone", newPod(onNode(0), withPhase(podRunning), runningSince("build", 0), deletedAt(time.Minute)), time.Minute + unreachableGrace, ReasonNodeLost},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			now := created.Add(time.Minute)
+			for range 20 {
+				if v := decide(facts{pod: c.pod, limits: testLimits, now: now}); v != nil {
+					if v.reason != c.reason || !now.Equal(created.Add(c.due)) {
+						t.Errorf("%s after %s, want %s after %s", v.reason, now.Sub(created), c.reason, c.due)
+					}
+					return
+				}
+				now = now.Add(nextDeadline(c.pod, testLimits, now))
+			}
+			t.Errorf("no verdict by %s", now.Sub(created))
+		})
+	}
+}
+
+func TestMainStarted(t *testing.T) {
+	at := created.Add(10 * time.Second)
+	cases := []struct {
+		name string
+		pod  *corev1.Pod
+		want *time.Time
+	}{
+		{"no status", newPod(), nil},
+		{"waiting", newPod(waitingFor("build", "ContainerCreating", "")), nil},
+		{"running", newPod(runningSince("build", 10*time.Second)), &at},
+		{"ended", newPod(ended("build", 1, "Error")), &at},
+		{"could not start: the epoch is no start", newPod(neverRan("build", 128, "StartError", "")), nil},
+		{"the other container runs", newPod(withContainer("database"), runningSince("database", 10*time.Second)), nil},
+		{"no container", &corev1.Pod{}, nil},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, mainStarted(c.pod)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
