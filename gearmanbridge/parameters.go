@@ -33,6 +33,9 @@ func readParameters(argument []byte) (map[string]string, error) {
 	if values == nil {
 		return nil, fmt.Errorf("the argument of the request is null; a JSON object of parameters was expected")
 	}
+	if err := checkSurrogates(argument); err != nil {
+		return nil, fmt.Errorf("the argument of the request cannot be told in UTF-8: %w", err)
+	}
 	parameters := make(map[string]string, len(values))
 	size := 0
 	for name, value := range values {
@@ -52,9 +55,6 @@ func readParameters(argument []byte) (map[string]string, error) {
 func parameterText(value json.RawMessage) (string, error) {
 	switch value[0] {
 	case '"':
-		if err := checkSurrogates(value); err != nil {
-			return "", err
-		}
 		var text string
 		err := json.Unmarshal(value, &text)
 		return text, err
@@ -69,20 +69,21 @@ func parameterText(value json.RawMessage) (string, error) {
 	}
 }
 
-// checkSurrogates refuses a \uD800 without its other half: no UTF-8 text holds it, and the decoder would replace it unsaid.
-func checkSurrogates(quoted []byte) error {
+// checkSurrogates refuses a \uD800 without its other half anywhere in a JSON text: no UTF-8 text holds it, and the decoder would replace it unsaid,
+// by which two names could become one.
+func checkSurrogates(text []byte) error {
 	escape := func(at int) rune { // the code of a \uXXXX, or -1
-		if at+6 > len(quoted) || quoted[at] != '\\' || quoted[at+1] != 'u' {
+		if at+6 > len(text) || text[at] != '\\' || text[at+1] != 'u' {
 			return -1
 		}
-		code, err := strconv.ParseUint(string(quoted[at+2:at+6]), 16, 32)
+		code, err := strconv.ParseUint(string(text[at+2:at+6]), 16, 32)
 		if err != nil {
 			return -1
 		}
 		return rune(code)
 	}
-	for i := 0; i < len(quoted); i++ {
-		if quoted[i] != '\\' {
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
 			continue
 		}
 		switch r := escape(i); {
@@ -91,7 +92,7 @@ func checkSurrogates(quoted []byte) error {
 		case !utf16.IsSurrogate(r):
 			i += 5
 		case utf16.DecodeRune(r, escape(i+6)) == utf8.RuneError:
-			return fmt.Errorf("\\u%04x is half a character", r)
+			return fmt.Errorf("\\u%04x at byte %d is half a character", r, i)
 		default:
 			i += 11
 		}
