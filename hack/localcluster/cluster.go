@@ -10,6 +10,7 @@
 package localcluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,6 +58,8 @@ type state struct {
 	EtcdPort      int     `json:"etcdPort"`
 	EtcdPeerPort  int     `json:"etcdPeerPort"`
 	Options       Options `json:"options"`
+	// Starting is true until Up has succeeded: a cluster whose start was cut off is not one that runs.
+	Starting bool `json:"starting"`
 }
 
 // Cluster is a handle on a running cluster. It is good in any program as long as the cluster runs, and safe for
@@ -108,6 +111,38 @@ func newCluster(name string) (*Cluster, error) {
 	}
 	tools, err := newToolset()
 	return &Cluster{name: name, folder: filepath.Join(clustersFolder(), name), tools: tools, log: io.Discard}, err
+}
+
+// Ensure returns the running cluster of that name, or starts it with Up if it does not run. One that runs with other
+// options is an error.
+func Ensure(ctx context.Context, options Options) (*Cluster, error) {
+	options, err := options.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c, err := Open(options.Name)
+	if err != nil || c.Running() != nil {
+		return Up(ctx, options)
+	}
+	same, err := options.equal(c.options)
+	if err != nil {
+		return nil, err
+	}
+	if !same {
+		return nil, fmt.Errorf("cluster %s runs already, with other options; take it down first", options.Name)
+	}
+	fmt.Fprintf(options.Log, "cluster %s runs already\n", c.name)
+	return c, nil
+}
+
+// equal compares what is remembered of options, both with defaults.
+func (o Options) equal(other Options) (bool, error) {
+	own, err := json.Marshal(o)
+	if err != nil {
+		return false, err
+	}
+	others, err := json.Marshal(other)
+	return bytes.Equal(own, others), err
 }
 
 // Up starts a cluster and returns when it is of use: API server and nodes ready, service accounts there, names resolving.
@@ -184,6 +219,10 @@ func (c *Cluster) bringUp(ctx context.Context) (err error) {
 	if err := together(ctx, c.awaitNodes, c.awaitKwokNodes, c.awaitServiceAccount, c.awaitDNS); err != nil {
 		return err
 	}
+	c.state.Starting = false
+	if err := c.saveState(); err != nil {
+		return err
+	}
 	step("ready")
 	return nil
 }
@@ -216,13 +255,15 @@ func (c *Cluster) layOut(ctx context.Context) (err error) {
 	if err := c.state.choosePorts(); err != nil {
 		return err
 	}
-	content, err := json.MarshalIndent(c.state, "", "  ")
-	if err != nil {
+	c.state.Starting = true
+	if err := c.saveState(); err != nil {
 		return err
 	}
-	if err := writeFile(c.stateFile(), append(content, '\n'), 0o644); err != nil {
-		return err
-	}
+	return c.writeFiles()
+}
+
+// writeFiles writes the credentials and configuration of control plane and nodes.
+func (c *Cluster) writeFiles() error {
 	ca, err := newAuthority(c.name)
 	if err != nil {
 		return err

@@ -58,6 +58,40 @@ func TestOptionsDefaults(t *testing.T) {
 	}
 }
 
+// Ensure compares what is asked for with what was written to a file by the command that started the cluster.
+func TestOptionsEqualAfterReading(t *testing.T) {
+	options, err := Options{Nodes: 3, Audit: true, NodeLabels: map[string]map[string]string{"node-1": {}}, Log: io.Discard}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	c, err := newCluster(options.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.state = state{Slot: 3, Options: options, Starting: true}
+	if err := c.saveState(); err != nil {
+		t.Fatal(err)
+	}
+	read, err := Open(options.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if same, err := options.equal(read.options); err != nil || !same {
+		t.Errorf("options differ after reading: %+v and %+v, %v", options, read.options, err)
+	}
+	options.KwokNodes++
+	if same, err := options.equal(read.options); err != nil || same {
+		t.Errorf("other options count as the same: %+v and %+v, %v", options, read.options, err)
+	}
+	if err := c.remember(process{Name: "etcd"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := read.Running(); err == nil || !strings.Contains(err.Error(), "did not finish") {
+		t.Errorf("a cluster whose start was cut off: %v", err)
+	}
+}
+
 func TestPlanTools(t *testing.T) {
 	versions, err := hack.Versions()
 	if err != nil {

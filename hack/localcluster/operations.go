@@ -75,8 +75,8 @@ func (c *Cluster) Running() error {
 	if err != nil {
 		return err
 	}
-	if len(started) == 0 {
-		return fmt.Errorf("nothing of cluster %s was started", c.name)
+	if len(started) == 0 || c.state.Starting {
+		return fmt.Errorf("the start of cluster %s did not finish", c.name)
 	}
 	for _, p := range started {
 		if !p.alive() {
@@ -160,6 +160,14 @@ func (c *Cluster) Nodes() []*Node {
 
 // Node returns real node 1, 2, ...
 func (c *Cluster) Node(number int) *Node { return &Node{cluster: c, number: number} }
+
+func (c *Cluster) saveState() error {
+	content, err := json.MarshalIndent(c.state, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(c.stateFile(), append(content, '\n'), 0o644)
+}
 
 func (c *Cluster) stateFile() string { return filepath.Join(c.folder, "cluster.json") }
 

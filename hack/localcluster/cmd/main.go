@@ -50,11 +50,11 @@ func upCommand(name *string) *cobra.Command {
 			if options.NodeLabels, err = parseNodeLabels(labels); err != nil {
 				return err
 			}
-			if running, err := localcluster.Open(*name); err == nil && running.Running() == nil && !fresh {
-				fmt.Fprintf(options.Log, "cluster %s runs already (--fresh starts it anew)\n", *name)
-				return announce(command, running)
+			start := localcluster.Ensure
+			if fresh {
+				start = localcluster.Up
 			}
-			cluster, err := localcluster.Up(command.Context(), options)
+			cluster, err := start(command.Context(), options)
 			if err != nil {
 				return err
 			}
