@@ -54,7 +54,7 @@ func (s *submission) run(parent context.Context) (zuulclient.State, error) {
 		state := zuulclient.State{UUID: s.request.UUID, Job: s.request.Job, Node: s.request.Node, Function: s.request.Function()}
 		return state, err
 	}
-	f := &follower{submission: s, build: build, signals: signals, stopAnswers: make(chan error, 1)}
+	f := &follower{submission: s, build: build, signals: signals, stopAnswers: make(chan error, 2)}
 	state, err := f.follow(ctx, parent)
 	cancel()
 	_ = client.Close()
@@ -132,7 +132,7 @@ type follower struct {
 	build       *zuulclient.Build
 	signals     <-chan os.Signal
 	stopping    sync.WaitGroup
-	stopAnswers chan error
+	stopAnswers chan error // has room for the answer and for parentEnded
 	stopAsked   bool
 	// leaving is set if the command ends once stop: was answered or could
 	// not be sent.
