@@ -1,0 +1,311 @@
+package controllers
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildnumber"
+	"zuulbuild.dev/zuulbuild/hack/apiserver"
+)
+
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard())
+	apiserver.Main(m)
+}
+
+// patience is how long something that is bound to happen may take on a busy machine.
+const patience = 30 * time.Second
+
+// harness is a namespace of a real API server, in which the test is user, scheduler and kubelet.
+type harness struct {
+	*testing.T
+	api       client.Client // the test's own, past every cache
+	namespace string
+}
+
+func newHarness(t *testing.T) *harness {
+	t.Helper()
+	api, err := client.New(apiserver.Config(t), client.Options{Scheme: testScheme(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &harness{t, api, apiserver.Namespace(t)}
+}
+
+func testScheme(t *testing.T) *runtime.Scheme {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return scheme
+}
+
+// start runs the reconciler on the harness's namespace until the test ends or stop is called; writes are the requests it made that change something.
+func (h *harness) start() (stop func(), writes *writeLog) {
+	h.Helper()
+	access := apiserver.Config(h)
+	writes = &writeLog{}
+	access.Wrap(writes.watch)
+	options := CacheOptions()
+	options.DefaultNamespaces = map[string]cache.Config{h.namespace: {}}
+	mgr, err := ctrl.NewManager(access, ctrl.Options{
+		Scheme: testScheme(h.T), Cache: options, Metrics: metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: ptr.To(true)}, // one for each test
+	})
+	if err != nil {
+		h.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
+		h.Fatal(err)
+	}
+	reconciler := &ZuulBuildReconciler{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
+		Recorder: mgr.GetEventRecorder("test"), Clock: clock.RealClock{},
+		BuildURL: func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
+	}
+	if err := reconciler.SetupWithManager(ctx, mgr); err != nil {
+		h.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- mgr.Start(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			h.Errorf("the manager ended: %v", err)
+		}
+	})
+	h.Cleanup(stop)
+	if !mgr.GetCache().WaitForCacheSync(ctx) {
+		h.Fatal("the caches did not fill")
+	}
+	return stop, writes
+}
+
+// writeLog remembers requests that change something, as "POST pods", "PATCH zuulbuilds/status".
+type writeLog struct {
+	mu     sync.Mutex
+	writes []string
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(request *http.Request) (*http.Response, error) { return f(request) }
+
+func (l *writeLog) watch(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(request *http.Request) (*http.Response, error) {
+		if request.Method != http.MethodGet {
+			// …/namespaces/NAMESPACE/RESOURCE[/NAME[/SUBRESOURCE]]
+			_, rest, _ := strings.Cut(request.URL.Path, "/namespaces/")
+			parts := append(strings.Split(rest, "/"), "", "", "")
+			l.mu.Lock()
+			l.writes = append(l.writes, strings.TrimSuffix(request.Method+" "+parts[1]+"/"+parts[3], "/"))
+			l.mu.Unlock()
+		}
+		return next.RoundTrip(request)
+	})
+}
+
+func (l *writeLog) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]string{}, l.writes...)
+}
+
+func (h *harness) create(objects ...client.Object) {
+	h.Helper()
+	for _, object := range objects {
+		if object.GetNamespace() == "" {
+			object.SetNamespace(h.namespace)
+		}
+		if err := h.api.Create(h.Context(), object); err != nil {
+			h.Fatal(err)
+		}
+	}
+}
+
+// job makes a ZuulJob of image and script.
+func (h *harness) job(name string, change ...func(*v1alpha1.ZuulJobSpec)) {
+	h.Helper()
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ZuulJobSpec{Image: "example.org/image", Script: "true"}}
+	for _, f := range change {
+		f(&job.Spec)
+	}
+	h.create(job)
+}
+
+// request makes a ZuulBuild of a job.
+func (h *harness) request(name, job string, change ...func(*v1alpha1.ZuulBuildSpec)) {
+	h.Helper()
+	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ZuulBuildSpec{Job: job}}
+	for _, f := range change {
+		f(&build.Spec)
+	}
+	h.create(build)
+}
+
+func (h *harness) patchBuild(name, patch string) {
+	h.Helper()
+	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: h.namespace, Name: name}}
+	if err := h.api.Patch(h.Context(), build, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+		h.Fatal(err)
+	}
+}
+
+func (h *harness) stopBuild(name string) { h.Helper(); h.patchBuild(name, `{"spec":{"abort":true}}`) }
+
+// eventually waits until check gives "", which otherwise says what is the matter.
+func (h *harness) eventually(check func() string) {
+	h.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		complaint := check()
+		if complaint == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.Fatalf("after %s: %s", patience, complaint)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (h *harness) build(name string) *v1alpha1.ZuulBuild {
+	h.Helper()
+	build := &v1alpha1.ZuulBuild{}
+	if err := h.api.Get(h.Context(), types.NamespacedName{Namespace: h.namespace, Name: name}, build); err != nil {
+		h.Fatal(err)
+	}
+	return build
+}
+
+// awaitPhase waits for a phase and returns the build.
+func (h *harness) awaitPhase(name string, phase v1alpha1.BuildPhase) *v1alpha1.ZuulBuild {
+	h.Helper()
+	var build *v1alpha1.ZuulBuild
+	h.eventually(func() string {
+		build = h.build(name)
+		if build.Status.Phase == phase {
+			return ""
+		}
+		if build.Complete() {
+			h.Fatalf("build %s ended %s: %s: %s", name, build.Status.Phase, build.Status.Reason, build.Status.Message)
+		}
+		return "build " + name + " is " + string(build.Status.Phase) + ", not " + string(phase)
+	})
+	return build
+}
+
+// awaitVerdict waits for the end of a build and compares how.
+func (h *harness) awaitVerdict(name string, phase v1alpha1.BuildPhase, result, reason string) *v1alpha1.ZuulBuild {
+	h.Helper()
+	build := h.awaitPhase(name, phase)
+	complete := meta.FindStatusCondition(build.Status.Conditions, v1alpha1.ConditionComplete)
+	if build.Status.Result != result || build.Status.Reason != reason || complete == nil || complete.Reason != reason || build.Status.CompletionTime == nil {
+		h.Errorf("build %s ended with result %q, reason %q, condition %v at %v, want %q and %q", name, build.Status.Result, build.Status.Reason, complete, build.Status.CompletionTime, result, reason)
+	}
+	return build
+}
+
+// pod is nil where there is none.
+func (h *harness) pod(name string) *corev1.Pod {
+	h.Helper()
+	pod := &corev1.Pod{}
+	err := h.api.Get(h.Context(), types.NamespacedName{Namespace: h.namespace, Name: name}, pod)
+	if apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		h.Fatal(err)
+	}
+	return pod
+}
+
+func (h *harness) awaitPod(name string) *corev1.Pod {
+	h.Helper()
+	h.eventually(func() string {
+		if h.pod(name) == nil {
+			return "Pod " + name + " does not exist"
+		}
+		return ""
+	})
+	return h.pod(name)
+}
+
+func (h *harness) awaitNoPod(name string) {
+	h.Helper()
+	h.eventually(func() string {
+		if h.pod(name) != nil {
+			return "Pod " + name + " still exists"
+		}
+		return ""
+	})
+}
+
+// schedule gives a Pod its node, as the scheduler does.
+func (h *harness) schedule(name string) {
+	h.Helper()
+	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: "node-1"}}
+	if err := h.api.SubResource("binding").Create(h.Context(), h.pod(name), binding); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// report writes the status of a Pod, as the kubelet does.
+func (h *harness) report(name string, options ...podOption) {
+	h.Helper()
+	pod := h.pod(name)
+	before := pod.DeepCopy()
+	pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses = nil, nil
+	for _, option := range options {
+		option(pod)
+	}
+	if err := h.api.Status().Patch(h.Context(), pod, client.MergeFrom(before)); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// run brings a Pod to where its main container runs.
+func (h *harness) run(name string) {
+	h.Helper()
+	h.awaitPod(name)
+	h.schedule(name)
+	h.report(name, withPhase(podRunning), runningNow("build"))
+	h.awaitPhase(name, v1alpha1.PhaseRunning)
+}
+
+func runningNow(container string) podOption {
+	return withState(container, corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}})
+}
+
+func (h *harness) deletePod(name string, options ...client.DeleteOption) {
+	h.Helper()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: h.namespace, Name: name}}
+	if err := h.api.Delete(h.Context(), pod, options...); err != nil {
+		h.Fatal(err)
+	}
+}
