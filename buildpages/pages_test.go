@@ -2,7 +2,6 @@ package buildpages
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -258,4 +257,4 @@ type recorder struct {
 
 func (r *recorder) Header() http.Header            { return r.header }
 func (r *recorder) WriteHeader(int)                {}
-func (r *recorder) Write(data []byte) (int, error) { return io.WriteString(&r.body, string(data)) }
+func (r *recorder) Write(data []byte) (int, error) { return r.body.Write(data) }

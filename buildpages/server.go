@@ -69,7 +69,7 @@ func (s *Server) Start(ctx context.Context) error {
 	listener := s.Listener
 	if listener == nil {
 		var err error
-		if listener, err = net.Listen("tcp", s.Address); err != nil {
+		if listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.Address); err != nil {
 			return fmt.Errorf("build pages: %w", err)
 		}
 	}
@@ -129,7 +129,7 @@ func (s *Server) Handler() http.Handler {
 		s.serveLog(w, r, streams)
 	})
 	mux.HandleFunc("GET /assets/{file}", serveAsset)
-	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeMessage(w, r, http.StatusNotFound, "No such page", "Nothing is served at this address. The pages of builds are at /builds/NAME.")
 	})

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -244,7 +245,7 @@ func TestRender(t *testing.T) {
 	decoder, documents := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(config), 1000), 0
 	for {
 		var object map[string]any
-		if err := decoder.Decode(&object); err == io.EOF {
+		if err := decoder.Decode(&object); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -312,7 +313,7 @@ func checkBusybox(t *testing.T, layer io.Reader) {
 	headers := map[string]*tar.Header{}
 	for reader := tar.NewReader(layer); ; {
 		header, err := reader.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package localcluster
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -66,7 +67,7 @@ func lock(path string, busy func()) (unlock func(), err error) {
 		return nil, err
 	}
 	err = flock(file, syscall.LOCK_EX|syscall.LOCK_NB)
-	if err == syscall.EWOULDBLOCK {
+	if errors.Is(err, syscall.EWOULDBLOCK) {
 		if busy != nil {
 			busy()
 		}
