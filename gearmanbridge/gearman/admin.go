@@ -56,7 +56,7 @@ type FunctionStatus struct {
 
 // Status lists the functions the server has heard of.
 func (a *Admin) Status(ctx context.Context) ([]FunctionStatus, error) {
-	return listOf(a, ctx, "status", func(line string) (FunctionStatus, error) {
+	return listOf(ctx, a, "status", func(line string) (FunctionStatus, error) {
 		name, numbers, err := splitNumbers(line, 3)
 		if err != nil {
 			return FunctionStatus{}, err
@@ -77,17 +77,15 @@ type WorkerInfo struct {
 
 // Workers lists the connections of the server.
 func (a *Admin) Workers(ctx context.Context) ([]WorkerInfo, error) {
-	return listOf(a, ctx, "workers", func(line string) (WorkerInfo, error) {
-		who, functions, found := strings.Cut(line, " :")
-		words := strings.SplitN(who, " ", 3)
-		if !found || len(words) < 3 {
+	return listOf(ctx, a, "workers", func(line string) (WorkerInfo, error) {
+		number, rest, _ := strings.Cut(line, " ")
+		address, rest, _ := strings.Cut(rest, " ") // may hold colons
+		clientID, functions, found := strings.Cut(rest, " :")
+		descriptor, err := strconv.Atoi(number)
+		if !found || err != nil {
 			return WorkerInfo{}, fmt.Errorf("%w: line %q", ErrProtocol, line)
 		}
-		descriptor, err := strconv.Atoi(words[0])
-		if err != nil {
-			return WorkerInfo{}, fmt.Errorf("%w: line %q", ErrProtocol, line)
-		}
-		return WorkerInfo{descriptor, words[1], words[2], strings.Fields(functions)}, nil
+		return WorkerInfo{descriptor, address, clientID, strings.Fields(functions)}, nil
 	})
 }
 
@@ -102,7 +100,7 @@ type JobInfo struct {
 
 // ShowJobs lists the jobs, queued and running. Only gearmand knows it.
 func (a *Admin) ShowJobs(ctx context.Context) ([]JobInfo, error) {
-	return listOf(a, ctx, "show jobs", func(line string) (JobInfo, error) {
+	return listOf(ctx, a, "show jobs", func(line string) (JobInfo, error) {
 		handle, numbers, err := splitNumbers(line, 3)
 		if err != nil {
 			return JobInfo{}, err
@@ -160,7 +158,7 @@ func (a *Admin) line(ctx context.Context, command string) (string, error) {
 }
 
 // listOf sends a command whose answer is lines up to a ".".
-func listOf[T any](a *Admin, ctx context.Context, command string, parse func(string) (T, error)) ([]T, error) {
+func listOf[T any](ctx context.Context, a *Admin, command string, parse func(string) (T, error)) ([]T, error) {
 	var list []T
 	err := a.do(ctx, command, func() error {
 		for size := 0; size < maxAdminAnswer; {

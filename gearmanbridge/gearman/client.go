@@ -31,8 +31,9 @@ func (p Priority) packetType() PacketType {
 		return PacketSubmitJobHigh
 	case PriorityLow:
 		return PacketSubmitJobLow
+	default:
+		return PacketSubmitJob
 	}
-	return PacketSubmitJob
 }
 
 // ServerError is an ERROR packet.
@@ -190,6 +191,7 @@ func (c *Client) received(packet Packet) error {
 	case PacketWorkData, PacketWorkWarning, PacketWorkStatus,
 		PacketWorkComplete, PacketWorkFail, PacketWorkException:
 		c.event(packet)
+	default: // nothing a client asked for
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ var servers = []struct {
 
 // onEveryServer runs the test once for each kind of server, on a fresh one.
 func onEveryServer(t *testing.T, test func(t *testing.T, address string, geard bool)) {
+	t.Helper()
 	for _, server := range servers {
 		t.Run(server.name, func(t *testing.T) {
 			test(t, server.start(t), server.geard)

@@ -1,8 +1,10 @@
 package gearman_test
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 )
@@ -41,6 +43,16 @@ func (m *mockServer) accept() {
 	m.conn = conn
 }
 
+// dial makes it the other end of a connection: a client without manners.
+func (m *mockServer) dial(address string) {
+	m.t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.conn = conn
+}
+
 func (m *mockServer) hangUp() {
 	if m.conn != nil {
 		_ = m.conn.Close()
@@ -70,7 +82,7 @@ func (m *mockServer) expectSilence(within time.Duration) {
 	m.t.Helper()
 	got := make([]byte, 1024)
 	_ = m.conn.SetReadDeadline(time.Now().Add(within))
-	if n, err := m.conn.Read(got); n > 0 || err == io.EOF {
+	if n, err := m.conn.Read(got); n > 0 || errors.Is(err, io.EOF) {
 		m.t.Fatalf("got %q, %v; want silence", got[:n], err)
 	}
 }
@@ -82,7 +94,7 @@ func (m *mockServer) expectEnd() {
 	got := make([]byte, 1024)
 	_ = m.conn.SetReadDeadline(time.Now().Add(patience))
 	n, err := m.conn.Read(got)
-	if timeout, ok := err.(net.Error); n > 0 || err == nil || ok && timeout.Timeout() {
+	if n > 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		m.t.Fatalf("got %q, %v; want the end", got[:n], err)
 	}
 }

@@ -95,8 +95,9 @@ func submission(packetType PacketType) (priority Priority, background, ok bool) 
 		return PriorityHigh, true, true
 	case PacketSubmitJobLowBG:
 		return PriorityLow, true, true
+	default:
+		return 0, false, false
 	}
-	return 0, false, false
 }
 
 func (b *board) add(client *peer, packet Packet, host string) *boardJob {

@@ -103,6 +103,7 @@ func (b *board) geardWork(packet Packet) {
 	switch packet.Type {
 	case PacketWorkComplete, PacketWorkFail, PacketWorkException:
 		b.remove(job)
+	default: // the job goes on
 	}
 }
 

@@ -212,6 +212,7 @@ func (b *board) gearmandWork(p *peer, packet Packet) error {
 	case PacketWorkException:
 		b.gearmandException(job, packet)
 		return nil
+	default: // passed on as they are
 	}
 	packet.Response = true
 	job.tell(packet)

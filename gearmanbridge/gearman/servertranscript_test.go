@@ -57,6 +57,7 @@ type player struct {
 }
 
 func play(t *testing.T, address string, acts []act) []string {
+	t.Helper()
 	p := &player{t: t, address: address, connections: make(map[string]net.Conn), readers: make(map[string]*bufio.Reader)}
 	host, err := os.Hostname()
 	must(t, err)

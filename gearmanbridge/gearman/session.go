@@ -144,8 +144,9 @@ func (s *session) finished(function string) []Packet {
 		return s.grab()
 	case asleep:
 		return s.dropUnwanted()
+	default:
+		return nil // after the outstanding answer
 	}
-	return nil // after the outstanding answer
 }
 
 // wake is the event of the owner's word that free may have become true.

@@ -103,7 +103,7 @@ func TestHandleDiesWithItsConnection(t *testing.T) {
 	old := next(t, "job", worker.jobs)
 	server.hangUp()
 
-	next(t, "loss", worker.lost)
+	_ = next(t, "loss", worker.lost)
 	select {
 	case <-old.Done():
 	default:

@@ -151,7 +151,7 @@ func (p *Proxy) Packets(direction Direction) []gearman.Packet {
 	streams := make([]bytes.Buffer, p.accepted+1)
 	for _, chunk := range p.recording {
 		if chunk.Direction == direction {
-			streams[chunk.Connection].Write(chunk.Bytes)
+			_, _ = streams[chunk.Connection].Write(chunk.Bytes)
 		}
 	}
 	var packets []gearman.Packet

@@ -1,0 +1,155 @@
+package gearmantest_test
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// echo is a server that sends back what it gets, and the connection to it
+// through a proxy.
+func echo(t *testing.T) (*gearmantest.Proxy, net.Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.Copy(conn, conn)
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = listener.Close(); <-ended })
+	proxy := gearmantest.NewProxy(t, listener.Addr().String())
+	return proxy, dial(t, proxy)
+}
+
+func dial(t *testing.T, proxy *gearmantest.Proxy) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", proxy.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// exchange sends text and returns what comes back within the time.
+func exchange(conn net.Conn, text string, within time.Duration) (string, error) {
+	if _, err := io.WriteString(conn, text); err != nil {
+		return "", err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(within))
+	got := make([]byte, len(text))
+	n, err := io.ReadFull(conn, got)
+	return string(got[:n]), err
+}
+
+const patience = 10 * time.Second
+
+func TestProxyPassesAndRecords(t *testing.T) {
+	proxy, conn := echo(t)
+	packet := "\x00REQ\x00\x00\x00\x01\x00\x00\x00\x01f"
+	if got, err := exchange(conn, packet, patience); got != packet {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	want := []gearmantest.Chunk{
+		{Connection: 1, Direction: gearmantest.ToServer, Bytes: []byte(packet)},
+		{Connection: 1, Direction: gearmantest.FromServer, Bytes: []byte(packet)},
+	}
+	if diff := cmp.Diff(want, proxy.Recording()); diff != "" {
+		t.Errorf("recording (-want +got):\n%s", diff)
+	}
+	packets := proxy.Packets(gearmantest.ToServer)
+	if diff := cmp.Diff([]gearman.Packet{{Type: gearman.PacketCanDo, Args: [][]byte{[]byte("f")}}}, packets); diff != "" {
+		t.Errorf("packets (-want +got):\n%s", diff)
+	}
+	proxy.Forget()
+	if len(proxy.Recording()) > 0 || proxy.Accepted() != 1 {
+		t.Error("the recording is not forgotten")
+	}
+}
+
+func TestProxyCutsAndRefuses(t *testing.T) {
+	proxy, conn := echo(t)
+	if _, err := exchange(conn, "x", patience); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Refuse(true)
+	proxy.Cut()
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	if _, err := bufio.NewReader(conn).ReadByte(); err == nil {
+		t.Error("a cut connection lives")
+	}
+	if got, err := exchange(dial(t, proxy), "x", patience); err == nil {
+		t.Errorf("a refused connection answers %q", got)
+	}
+	proxy.Refuse(false)
+	if got, err := exchange(dial(t, proxy), "x", patience); got != "x" {
+		t.Errorf("after the refusal: %q, %v", got, err)
+	}
+}
+
+func TestProxyIsSilentWhenHalfOpen(t *testing.T) {
+	proxy, conn := echo(t)
+	proxy.HalfOpen(true)
+	if got, _ := exchange(conn, "lost", 50*time.Millisecond); got != "" {
+		t.Errorf("got %q through a silent network", got)
+	}
+	gearmantest.Eventually(t, patience, "the lost bytes", func() bool { return len(proxy.Recording()) == 1 })
+	proxy.HalfOpen(false)
+	if got, err := exchange(conn, "kept", patience); got != "kept" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestProxyDelays(t *testing.T) {
+	proxy, conn := echo(t)
+	proxy.Delay(30 * time.Millisecond)
+	begun := time.Now()
+	if got, err := exchange(conn, "x", patience); got != "x" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if took := time.Since(begun); took < 60*time.Millisecond {
+		t.Errorf("there and back took %v", took)
+	}
+}
+
+func TestGearmandStopsAndStarts(t *testing.T) {
+	server := gearmantest.NewGearmand(t)
+	for name, end := range map[string]func(){"Stop": server.Stop, "Kill": server.Kill} {
+		end()
+		if conn, err := net.Dial("tcp", server.Address); err == nil {
+			_ = conn.Close()
+			t.Errorf("it listens after %s", name)
+		}
+		server.Start()
+	}
+	admin, err := gearman.DialAdmin(t.Context(), server.Address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = admin.Close() }()
+	server.Pause()
+	server.Resume()
+	if _, err := admin.Version(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
