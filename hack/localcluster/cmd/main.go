@@ -88,7 +88,7 @@ func parseNodeLabels(arguments []string) (map[string]map[string]string, error) {
 }
 
 func announce(command *cobra.Command, cluster *localcluster.Cluster) error {
-	_, err := fmt.Fprintf(command.OutOrStdout(), "export KUBECONFIG=%s\nexport PATH=%s:$PATH\n", cluster.Kubeconfig(), filepath.Dir(cluster.Kubectl()))
+	_, err := fmt.Fprintf(command.OutOrStdout(), "export KUBECONFIG=\"%s\"\nexport PATH=\"%s:$PATH\"\n", cluster.Kubeconfig(), filepath.Dir(cluster.Kubectl()))
 	return err
 }
 
