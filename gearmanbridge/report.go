@@ -94,6 +94,7 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 // missing: somebody deleted the ZuulBuild, which stops the build.
 func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
 	r.setAlone(key, false)
+	r.bridge.wake() // it may have had a slot
 	listeners := r.bridge.assignments.of(key)
 	if len(listeners) == 0 {
 		return ctrl.Result{}, nil
