@@ -1,0 +1,162 @@
+package gearmanbridge
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+)
+
+// onEveryGearmand runs the test with the servers that give a lost worker's jobs to the next.
+func onEveryGearmand(t *testing.T, test func(t *testing.T, address string)) {
+	t.Run("embedded gearmand", func(t *testing.T) {
+		address, _ := gearmantest.StartServer(t, gearman.Gearmand)
+		test(t, address)
+	})
+	t.Run("real gearmand", func(t *testing.T) { test(t, gearmantest.StartGearmand(t)) })
+}
+
+// TestRequeuedIsAdopted: a job that comes back after its connection was cut is the same build, and Zuul notices nothing.
+func TestRequeuedIsAdopted(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f := startBridge(t, proxy.Address, nil)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.runs(build)
+		first := f.awaitListener(build)
+		for range 2 {
+			proxy.Cut()
+			first = f.awaitListener(build, first)
+		}
+		after := f.build(request.State().UUID)
+		if builds := f.builds(); len(builds) != 1 || after.UID != build.UID || after.Spec.Number != 1 || after.Spec.Abort {
+			t.Errorf("%d builds; uid %s, before %s; number %d, abort %v", len(builds), after.UID, build.UID, after.Spec.Number, after.Spec.Abort)
+		}
+		f.ends(after, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+			t.Errorf("result %q after %d starts", state.Result, state.Starts)
+		}
+	})
+}
+
+// TestRequeuedIsReplayed: a build that ended while nobody listened tells its stored result and does not run again.
+func TestRequeuedIsReplayed(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f := startBridge(t, proxy.Address, nil)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		proxy.Refuse(true)
+		proxy.Cut()
+		f.awaitAlone(build)
+		f.ends(build, v1alpha1.PhaseFailed, "FAILURE")
+		f.awaitSeen(build, "the end of the build", (*v1alpha1.ZuulBuild).Complete)
+		proxy.Refuse(false)
+		if state := awaitEnd(t, request); state.Result != "FAILURE" || state.Outcome != zuulclient.Decided || state.Starts != 1 {
+			t.Errorf("%s %q after %d starts", state.Outcome, state.Result, state.Starts)
+		}
+		if builds := f.builds(); len(builds) != 1 {
+			t.Errorf("%d builds", len(builds))
+		}
+	})
+}
+
+// awaitAlone waits until nobody waits for the build.
+func (f *fixture) awaitAlone(build *v1alpha1.ZuulBuild) {
+	f.t.Helper()
+	gearmantest.Eventually(f.t, patience, "the end of the job", func() bool { return len(f.bridge.assignments.all()) == 0 })
+}
+
+// TestLostIsAbandoned: geard fails the jobs of a lost worker, so the build is stopped after the grace period, and the one that Zuul started in its
+// place is not.
+func TestLostIsAbandoned(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Geard)
+	proxy := gearmantest.NewProxy(t, address)
+	const grace = 500 * time.Millisecond
+	f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.GracePeriod = grace })
+	f.job("unit")
+	byHand := &v1alpha1.ZuulBuild{}
+	byHand.Namespace, byHand.Name, byHand.Spec.Job = f.namespace, "by-hand", "unit"
+	must(t, f.api.Create(t.Context(), byHand))
+	zuul := dialZuul(t, address, zuulclient.Zuul2)
+	request := submit(t, zuul, zuulclient.Request{Job: "unit"})
+	awaitStart(t, request)
+	build := f.build(request.State().UUID)
+	cut := time.Now()
+	proxy.Cut()
+	if state := awaitEnd(t, request); state.Outcome != zuulclient.Retry {
+		t.Errorf("Zuul made of it %s", state.Outcome)
+	}
+	again := submit(t, zuul, zuulclient.Request{Job: "unit"})
+	awaitStart(t, again)
+	build = f.awaitBuild(build.Spec.UUID, "to be stopped", func(build *v1alpha1.ZuulBuild) bool { return build.Spec.Abort })
+	if waited := time.Since(cut); build.Spec.AbortReason != v1alpha1.AbortAbandoned || waited < grace {
+		t.Errorf("reason %s after %v", build.Spec.AbortReason, waited)
+	}
+	f.ends(build, v1alpha1.PhaseAborted, "")
+	for _, unique := range []string{again.State().UUID, byHand.Name} {
+		if build := f.build(unique); build.Spec.Abort {
+			t.Errorf("build %s was stopped too", build.Name)
+		}
+	}
+	f.ends(f.build(again.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
+	if state := awaitEnd(t, again); state.Result != "SUCCESS" {
+		t.Errorf("result %q", state.Result)
+	}
+}
+
+// TestStaleHandle: a server that restarts gives out the same handles again. The end of a build from before must not end the one that has its handle.
+func TestStaleHandle(t *testing.T) {
+	for _, behaviour := range []gearman.Behaviour{gearman.Gearmand, gearman.Geard} {
+		t.Run("embedded "+behaviour.String(), func(t *testing.T) {
+			address, server := gearmantest.StartServer(t, behaviour)
+			testStaleHandle(t, address, func() {
+				must(t, server.Close())
+				gearmantest.Serve(t, &gearman.Server{Behaviour: behaviour}, address)
+			})
+		})
+	}
+	t.Run("real gearmand", func(t *testing.T) {
+		server := gearmantest.NewGearmand(t)
+		testStaleHandle(t, server.Address, func() {
+			server.Kill()
+			server.Start()
+		})
+	})
+}
+
+func testStaleHandle(t *testing.T, address string, restart func()) {
+	f := startBridge(t, address, nil)
+	f.job("unit")
+	before := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+	awaitStart(t, before)
+	old := f.build(before.State().UUID)
+	restart()
+	f.awaitAlone(old)
+	after := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+	awaitStart(t, after)
+	if before.State().Handle != after.State().Handle {
+		t.Fatalf("handles %s and %s differ: the test shows nothing", before.State().Handle, after.State().Handle)
+	}
+	f.ends(old, v1alpha1.PhaseSucceeded, "SUCCESS")
+	f.awaitSeen(old, "the end of the old build", (*v1alpha1.ZuulBuild).Complete)
+	f.ends(f.build(after.State().UUID), v1alpha1.PhaseFailed, "FAILURE")
+	state := awaitEnd(t, after)
+	if state.Result != "FAILURE" {
+		t.Errorf("result %q", state.Result)
+	}
+	want := []gearman.PacketType{gearman.PacketWorkData, gearman.PacketWorkStatus, gearman.PacketWorkData, gearman.PacketWorkComplete}
+	if diff := cmp.Diff(want, packetTypes(state)); diff != "" {
+		t.Errorf("packets (-want +got):\n%s", diff)
+	}
+}
