@@ -33,7 +33,7 @@ func newGearmanServerCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("--listen %s: %w", listen, err)
 			}
-			fmt.Fprintf(command.OutOrStdout(), "Serving Gearman at %s\n", listener.Addr())
+			_, _ = fmt.Fprintf(command.OutOrStdout(), "Serving Gearman at %s\n", listener.Addr())
 			ctx, stop := signal.NotifyContext(command.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			go func() {

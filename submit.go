@@ -87,7 +87,7 @@ Exit codes: 0 SUCCESS; 1 any other result; 2 wrong usage; 3 no result, Zuul woul
 		Example: `  zuulbuild submit unit-tests
   zuulbuild submit unit-tests --node large --project tools/demo --branch main --change 1234 --patchset 2 -p GREETING=hello
   zuulbuild submit unit-tests --parameters-file build.json --output json --quiet`,
-		Args: func(command *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError("submit needs the name of one JOB, not %d arguments; see zuulbuild submit --help", len(args))
 			}

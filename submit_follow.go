@@ -134,6 +134,7 @@ type follower struct {
 	stopping    sync.WaitGroup
 	stopAnswers chan error // has room for the answer and for parentEnded
 	stopAsked   bool
+	interrupted bool
 	// leaving is set if the command ends once stop: was answered or could
 	// not be sent.
 	leaving error
@@ -164,12 +165,16 @@ func (f *follower) follow(ctx, parent context.Context) (zuulclient.State, error)
 			if f.stopAsked {
 				return state, exitError{exitInterrupted, fmt.Errorf("left build %s before its end", state.UUID)}
 			}
+			f.interrupted = true
 			f.stop(ctx, stopLimit, "interrupted; once more to leave at once")
 		case <-asked:
 			asked = nil
 			f.parentEnded(ctx, context.Cause(parent))
 		case err := <-f.stopAnswers:
-			if err != nil {
+			switch {
+			case err != nil && f.interrupted:
+				return state, exitError{exitTrouble, fmt.Errorf("left build %s running: it cannot be stopped: %w", state.UUID, err)}
+			case err != nil:
 				f.progress.say("the build cannot be stopped: %v", err)
 			}
 			if f.leaving != nil {
@@ -181,6 +186,7 @@ func (f *follower) follow(ctx, parent context.Context) (zuulclient.State, error)
 
 func (f *follower) parentEnded(ctx context.Context, cause error) {
 	if !errors.Is(cause, errTimeout) {
+		f.interrupted = true
 		f.stop(ctx, stopLimit, cause.Error())
 		return
 	}
@@ -235,7 +241,8 @@ func (f *follower) end(state zuulclient.State) error {
 
 // exitOf returns nil for SUCCESS, else what to exit with.
 func exitOf(state zuulclient.State) error {
-	code, what := exitTrouble, ""
+	var code int
+	var what string
 	switch state.Outcome {
 	case zuulclient.Decided:
 		if state.Result == "SUCCESS" {
@@ -247,7 +254,7 @@ func exitOf(state zuulclient.State) error {
 	case zuulclient.Retry, zuulclient.Lost:
 		code, what = exitNoResult, "ended without a result"
 	default:
-		what = "ended in a way that Zuul does not understand"
+		code, what = exitTrouble, "ended in a way that Zuul does not understand"
 		if last := len(state.Violations) - 1; last >= 0 {
 			what += ": " + printable(state.Violations[last].Text)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/term"
 
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 )
 
@@ -102,8 +104,7 @@ func orNone(text string) string {
 func progressLine(state zuulclient.State, now time.Time, width int) string {
 	phase, elapsed := "Queued", now.Sub(state.Submitted)
 	if !state.Started.IsZero() {
-		// A build that was taken over says how long it ran before.
-		phase, elapsed = "Running", max(now.Sub(state.Started), state.Elapsed)
+		phase, elapsed = "Running", runningFor(state, now)
 	}
 	if state.Canceled {
 		phase = "Stopping"
@@ -113,6 +114,18 @@ func progressLine(state zuulclient.State, now time.Time, width int) string {
 		line = fmt.Sprintf("%-8s  %s  %s of about %s", phase, bar(elapsed, state.Estimated), rounded(elapsed), rounded(state.Estimated))
 	}
 	return line[:min(len(line), width)]
+}
+
+// runningFor is how long a build has been running. One that a worker found
+// again may say that it runs for longer than it is known here.
+func runningFor(state zuulclient.State, now time.Time) time.Duration {
+	known := now.Sub(state.Started)
+	for _, packet := range slices.Backward(state.Packets) {
+		if packet.Type == gearman.PacketWorkStatus {
+			return max(known, state.Elapsed+now.Sub(packet.Received))
+		}
+	}
+	return known
 }
 
 // bar shows a share of the whole. Nothing but the end is 100 %.
@@ -138,6 +151,7 @@ func resultLine(state zuulclient.State) string {
 		result = "NO RESULT (LOST)"
 	case zuulclient.Hang:
 		result = "NO END (Zuul would wait for ever)"
+	case zuulclient.Decided, zuulclient.Pending:
 	}
 	words := []string{result, state.Function}
 	if state.Number != nil {

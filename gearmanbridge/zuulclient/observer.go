@@ -58,6 +58,7 @@ func (o *observer) observe(packet Packet) {
 			return
 		}
 		o.complete(packet.Received)
+	default: // not about the build
 	}
 }
 

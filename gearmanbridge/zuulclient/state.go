@@ -117,40 +117,40 @@ func (p Packet) MarshalJSON() ([]byte, error) {
 type Rule string
 
 const (
-	// RuleJSON: data is a JSON object. Zuul fails on the packet otherwise,
+	// RuleJSON says: data is a JSON object. Zuul fails on the packet otherwise,
 	// and a build whose last data is none never ends.
 	RuleJSON Rule = "json"
-	// RuleASCII: the JSON is pure ASCII.
+	// RuleASCII says: the JSON is pure ASCII.
 	RuleASCII Rule = "ascii"
-	// RuleStart: the first packet is WORK_DATA with a number.
+	// RuleStart says: the first packet is WORK_DATA with a number.
 	RuleStart Rule = "start"
-	// RuleNumber: the number is not 0 and stays.
+	// RuleNumber says: the number is not 0 and stays.
 	RuleNumber Rule = "number"
-	// RuleManager: a manager comes with the number and stays. Without it the
+	// RuleManager says: a manager comes with the number and stays. Without it the
 	// build cannot be stopped.
 	RuleManager Rule = "manager"
-	// RuleEarlyResult: the first packet has no result. Zuul would report it if
+	// RuleEarlyResult says: the first packet has no result. Zuul would report it if
 	// the build got lost.
 	RuleEarlyResult Rule = "early-result"
-	// RuleResult: a result is absent or matches [A-Z][A-Z0-9_]*. An empty one
+	// RuleResult says: a result is absent or matches [A-Z][A-Z0-9_]*. An empty one
 	// lets the change wait for ever.
 	RuleResult Rule = "result"
-	// RuleForgottenResult: the last data repeats the result that was given.
+	// RuleForgottenResult says: the last data repeats the result that was given.
 	RuleForgottenResult Rule = "forgotten-result"
-	// RuleURL: the URL is printable ASCII without blanks and quotes; Zuul puts
+	// RuleURL says: the URL is printable ASCII without blanks and quotes; Zuul puts
 	// it unescaped into a command line of Gerrit.
 	RuleURL Rule = "url"
-	// RuleUnread: URL and worker_* do not come with WORK_COMPLETE only, where
+	// RuleUnread says: URL and worker_* do not come with WORK_COMPLETE only, where
 	// Zuul does not read them.
 	RuleUnread Rule = "unread"
-	// RuleWorker: worker_* are strings, a list of strings and an object.
+	// RuleWorker says: worker_* are strings, a list of strings and an object.
 	RuleWorker Rule = "worker"
-	// RuleNode: node_labels of the last packet are strings without ":" and
+	// RuleNode says: node_labels of the last packet are strings without ":" and
 	// "|", node_name is a string; neither is null.
 	RuleNode Rule = "node"
-	// RuleWarning: no WORK_WARNING. Its text becomes the newest data.
+	// RuleWarning says: no WORK_WARNING. Its text becomes the newest data.
 	RuleWarning Rule = "warning"
-	// RuleException: no WORK_EXCEPTION. Old servers do not forward it.
+	// RuleException says: no WORK_EXCEPTION. Old servers do not forward it.
 	RuleException Rule = "exception"
 )
 
