@@ -377,6 +377,11 @@ func TestSubmitInterrupted(t *testing.T) {
 			awaitStop(build, stops)
 			interrupt(t)
 		}, 130},
+		"once, and the worker refuses": {func(t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
+			try(t, build.Data([]byte(startData)))
+			interrupt(t)
+			try(t, awaitStop(build, stops).Fail())
+		}, 5},
 	} {
 		t.Run(name, func(t *testing.T) {
 			checkGoroutines(t)

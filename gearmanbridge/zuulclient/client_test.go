@@ -437,3 +437,24 @@ func TestParseDialect(t *testing.T) {
 		t.Error("zuul3 is no dialect")
 	}
 }
+
+// As long as workers come back there is hope for the one that is awaited.
+func TestAwaitRegisteredWhileFunctionsChange(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Geard)
+	client := dial(t, address, Zuul2)
+	client.Settling = Settling{Interval: time.Millisecond, Quiet: time.Nanosecond}
+	names := []string{"a", "b", "c", "build:late"}
+	dialAdmin := client.DialAdmin
+	client.DialAdmin = func(ctx context.Context) (*gearman.Admin, error) {
+		// Servers list a function from its first job on.
+		if _, err := client.Gearman.Submit(ctx, gearman.PriorityNormal, names[0], "", nil); err != nil {
+			return nil, err
+		}
+		names = names[1:]
+		return dialAdmin(ctx)
+	}
+	must(t, client.AwaitRegistered(testContext(t), "build:late"))
+	if len(names) > 0 {
+		t.Errorf("not looked for: %v", names)
+	}
+}
