@@ -29,6 +29,7 @@ func TestClientBytes(t *testing.T) {
 		err  error
 	}
 	results := make(chan result, 1)
+	var ended []*gearman.Task
 	submit := func(priority gearman.Priority) {
 		ctx := testContext(t)
 		go func() {
@@ -58,6 +59,12 @@ func TestClientBytes(t *testing.T) {
 		}
 		if got.task.Handle != "H:1" {
 			t.Errorf("handle %q", got.task.Handle)
+		}
+		ended = append(ended, got.task)
+	}
+	for _, task := range ended {
+		if event, err := task.Next(testContext(t)); !errors.Is(err, io.EOF) {
+			t.Errorf("after its end a task got %v of a later one with its handle", event)
 		}
 	}
 
@@ -129,11 +136,11 @@ func TestClientCallsEndWithTheirContext(t *testing.T) {
 	}
 	// Their late answers do not disturb the calls after them.
 	server.expect("\x00REQ\x00\x00\x00\x07\x00\x00\x00\x03f\x00\x00" + "\x00REQ\x00\x00\x00\x0f\x00\x00\x00\x03H:1")
-	server.send("\x00RES\x00\x00\x00\x08\x00\x00\x00\x03H:1" + "\x00RES\x00\x00\x00\x14\x00\x00\x00\x0bH:1\x000\x000\x000\x000")
 	statuses := make(chan gearman.JobStatus, 1)
 	patient := testContext(t)
 	go func() { status, _ := client.Status(patient, "H:1"); statuses <- status }()
 	server.expect("\x00REQ\x00\x00\x00\x0f\x00\x00\x00\x03H:1")
+	server.send("\x00RES\x00\x00\x00\x08\x00\x00\x00\x03H:1" + "\x00RES\x00\x00\x00\x14\x00\x00\x00\x0bH:1\x000\x000\x000\x000")
 	server.send("\x00RES\x00\x00\x00\x14\x00\x00\x00\x0bH:1\x001\x001\x005\x009")
 	if got := next(t, "status", statuses); got != (gearman.JobStatus{Known: true, Running: true, Numerator: 5, Denominator: 9}) {
 		t.Errorf("got %+v", got)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 )
@@ -117,8 +116,6 @@ func (w *Worker) SetFunctions(names []string) error {
 		}
 		valid = append(valid, name)
 	}
-	slices.Sort(valid)
-	valid = slices.Compact(valid)
 	w.mu.Lock()
 	w.functions = valid
 	w.generation++

@@ -205,9 +205,9 @@ func TestWorkerHangsUpOnGarbage(t *testing.T) {
 
 func TestPing(t *testing.T) {
 	server := newMockServer(t)
+	const interval, timeout = 300 * time.Millisecond, 200 * time.Millisecond
 	worker := startWorker(t, server.address(), nil, func(w *gearman.Worker) {
-		w.PingInterval = 50 * time.Millisecond
-		w.PingTimeout = 200 * time.Millisecond
+		w.PingInterval, w.PingTimeout = interval, timeout // an answered ping grants the whole interval
 	})
 	server.accept()
 	server.expect(bytesSetClientID)
@@ -218,7 +218,7 @@ func TestPing(t *testing.T) {
 	}
 	begun := time.Now()
 	err := next(t, "loss", worker.lost)
-	if mute := time.Since(begun); mute < 150*time.Millisecond || !strings.Contains(err.Error(), "no answer within 200ms") {
+	if mute := time.Since(begun); mute < interval || !strings.Contains(err.Error(), "no answer within 200ms") {
 		t.Errorf("lost after %v: %v", mute, err)
 	}
 }
