@@ -1,0 +1,152 @@
+//go:build linux
+
+// Package e2e runs zuulbuild as its users do: the real program, a real cluster with real containers, the real gearmand. `make e2e` runs it.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/hack/localcluster"
+	"zuulbuild.dev/zuulbuild/hack/programs"
+)
+
+const namespace = "builds"
+
+// What all tests share: the cluster, a client of it and the program under test.
+var (
+	cluster    *localcluster.Cluster
+	kubernetes client.Client
+	program    string
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("ZUULBUILD_E2E") == "" {
+		fmt.Println("end-to-end tests are left out: set ZUULBUILD_E2E=1 or run make e2e")
+		return
+	}
+	code, err := runWithCluster(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// runWithCluster starts a cluster of the tests' own, or uses the one ZUULBUILD_E2E_CLUSTER names, which has been started with an audit log.
+func runWithCluster(m *testing.M) (code int, err error) {
+	ctx := context.Background()
+	folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(folder)
+	program = filepath.Join(folder, "zuulbuild")
+	if output, err := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("build the program: %w\n%s", err, output)
+	}
+	if name := os.Getenv("ZUULBUILD_E2E_CLUSTER"); name != "" {
+		cluster, err = localcluster.Open(name)
+	} else {
+		cluster, err = localcluster.Up(ctx, localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, Log: os.Stdout})
+		if err == nil {
+			defer func() {
+				if downErr := cluster.Down(ctx); downErr != nil {
+					err = downErr
+				}
+			}()
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	if err := prepare(ctx); err != nil {
+		return 0, err
+	}
+	return m.Run(), nil
+}
+
+// prepare puts our definitions, the namespace and the jobs into the cluster.
+func prepare(ctx context.Context) error {
+	for _, arguments := range [][]string{
+		{"apply", "-k", "../../config/crd"},
+		{"wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"},
+	} {
+		command := exec.Command(cluster.Kubectl(), append([]string{"--kubeconfig", cluster.Kubeconfig()}, arguments...)...)
+		if output, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("kubectl %v: %w\n%s", arguments, err, output)
+		}
+	}
+	config, err := cluster.RESTConfig()
+	if err != nil {
+		return err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return err
+		}
+	}
+	if kubernetes, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+		return err
+	}
+	objects := []client.Object{&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: namespace, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+	}}}
+	for name, script := range map[string]string{
+		"pass":        `sleep "${SLEEP:-0}"`,
+		"fail":        `exit 3`,
+		"environment": `env -0 | base64 | tr -d '\n'`,
+		"long":        `trap 'exit 0' TERM; sleep 600 & wait`,
+		"brief":       `true`,
+	} {
+		job := &v1alpha1.ZuulJob{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+			Spec: v1alpha1.ZuulJobSpec{Image: "zuulbuild.test/busybox:1", Script: script,
+				Timeouts: &v1alpha1.Timeouts{Abort: &metav1.Duration{Duration: 2 * time.Second}}},
+		}
+		if name == "brief" {
+			job.Spec.Retention = &v1alpha1.Retention{Pod: &metav1.Duration{}, Build: &metav1.Duration{Duration: 2 * time.Second}}
+		}
+		objects = append(objects, job)
+	}
+	for _, object := range objects {
+		if err := kubernetes.Create(ctx, object); client.IgnoreAlreadyExists(err) != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startOperator starts the program under test on a Gearman server.
+func startOperator(t *testing.T, gearman string, flags ...string) *programs.Program {
+	t.Helper()
+	arguments := append([]string{"operator", "--kubeconfig", cluster.Kubeconfig(), "--gearman-server", gearman, "--pages-address", "127.0.0.1:0",
+		"--health-address", "0", "--leader-elect=false", "--grace-period", "5s"}, flags...)
+	operator, err := programs.Start(filepath.Join(t.TempDir(), "operator.log"), program, arguments...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// A second signal ends the drain.
+		_ = operator.Signal(os.Interrupt)
+		operator.Stop(20 * time.Second)
+		if t.Failed() {
+			log, _ := os.ReadFile(operator.LogFile)
+			t.Logf("log of the operator:\n%s", log)
+		}
+	})
+	return operator
+}
