@@ -29,7 +29,7 @@ func newGearmanServerCommand() *cobra.Command {
 			default:
 				return fmt.Errorf("--behaviour %q: gearmand or geard was expected", behaviour)
 			}
-			listener, err := net.Listen("tcp", listen)
+			listener, err := (&net.ListenConfig{}).Listen(command.Context(), "tcp", listen)
 			if err != nil {
 				return fmt.Errorf("--listen %s: %w", listen, err)
 			}

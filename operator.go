@@ -149,7 +149,7 @@ func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) erro
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", o.pagesAddress)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.pagesAddress)
 	if err != nil {
 		return fmt.Errorf("--pages-address %s: %w", o.pagesAddress, err)
 	}

@@ -55,7 +55,7 @@ func (p podLogs) Stream(ctx context.Context, namespace, pod, container string, o
 func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan struct{}) {
 	options, err := parseLogOptions(r)
 	if err != nil {
-		writeMessage(w, r, http.StatusBadRequest, "Bad request", err.Error())
+		writeMessage(w, r, http.StatusBadRequest, "Bad request", err.Error()+".")
 		return
 	}
 	build := s.oneBuild(w, r)
@@ -119,14 +119,14 @@ func parseLogOptions(r *http.Request) (LogOptions, error) {
 	if value := query.Get("follow"); value != "" {
 		follow, err := strconv.ParseBool(value)
 		if err != nil {
-			return options, errors.New("follow must be true or false.")
+			return options, errors.New("follow must be true or false")
 		}
 		options.Follow = follow
 	}
 	if value := query.Get("tail"); value != "" {
 		lines, err := strconv.ParseInt(value, 10, 64)
 		if err != nil || lines < 1 || lines > maxTailLines {
-			return options, errors.New("tail must be a number of lines from 1 to " + strconv.Itoa(maxTailLines) + ".")
+			return options, errors.New("tail must be a number of lines from 1 to " + strconv.Itoa(maxTailLines))
 		}
 		options.TailLines = lines
 	}

@@ -194,7 +194,7 @@ func TestFollowOnlyWhatGrows(t *testing.T) {
 		t.Run(path, func(t *testing.T) {
 			logs := newScriptedLogs()
 			server := newTestServer(t, logs, build, newPod(build, running()), ended, newPod(ended, terminated()))
-			if response, body := get(t, server, http.MethodHead, path); response.StatusCode != 200 || body != "" || len(logs.opened) != 0 {
+			if response, body := get(t, server, http.MethodHead, path); response.StatusCode != http.StatusOK || body != "" || len(logs.opened) != 0 {
 				t.Errorf("HEAD: %s, %q, %d streams", response.Status, body, len(logs.opened))
 			}
 			done := make(chan string, 1)

@@ -99,7 +99,7 @@ func (b *Bridge) newSession(server Server) *session {
 	return s
 }
 
-// NeedLeaderElection: only the leader grabs.
+// NeedLeaderElection is true because only the leader grabs.
 func (b *Bridge) NeedLeaderElection() bool { return true }
 
 // Start takes builds until ctx is done.

@@ -58,7 +58,7 @@ func TestRequeuedIsReplayed(t *testing.T) {
 		build := f.build(request.State().UUID)
 		proxy.Refuse(true)
 		proxy.Cut()
-		f.awaitAlone(build)
+		f.awaitAlone()
 		f.ends(build, v1alpha1.PhaseFailed, "FAILURE")
 		f.awaitSeen(build, "the end of the build", (*v1alpha1.ZuulBuild).Complete)
 		proxy.Refuse(false)
@@ -72,7 +72,7 @@ func TestRequeuedIsReplayed(t *testing.T) {
 }
 
 // awaitAlone waits until nobody waits for the build.
-func (f *fixture) awaitAlone(build *v1alpha1.ZuulBuild) {
+func (f *fixture) awaitAlone() {
 	f.t.Helper()
 	gearmantest.Eventually(f.t, patience, "the end of the job", func() bool { return len(f.bridge.assignments.all()) == 0 })
 }
@@ -142,7 +142,7 @@ func testStaleHandle(t *testing.T, address string, restart func()) {
 	awaitStart(t, before)
 	old := f.build(before.State().UUID)
 	restart()
-	f.awaitAlone(old)
+	f.awaitAlone()
 	after := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
 	awaitStart(t, after)
 	if before.State().Handle != after.State().Handle {

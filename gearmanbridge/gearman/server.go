@@ -2,6 +2,7 @@ package gearman
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -94,7 +95,7 @@ func (s *Server) Serve(listener net.Listener) error {
 
 // ListenAndServe serves the TCP address, for example "127.0.0.1:4730".
 func (s *Server) ListenAndServe(address string) error {
-	listener, err := net.Listen("tcp", address)
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return fmt.Errorf("gearman: %w", err)
 	}

@@ -179,7 +179,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.pause(ctx, delay)
 	}
 	w.closeIfDrained(nil)
-	return nil
+	return nil //nolint:nilerr // a lost connection is no failure: it is made again until ctx is done
 }
 
 // pause waits, but sees Drain meanwhile.

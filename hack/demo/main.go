@@ -21,8 +21,8 @@ func main() {
 	flag.StringVar(&d.cluster, "cluster", "zuulbuild", "name of the local cluster, where KUBECONFIG names no other")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	err := d.run(ctx)
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)

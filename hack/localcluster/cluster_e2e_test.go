@@ -275,7 +275,7 @@ func TestFailedStartNamesComponentAndCleansUp(t *testing.T) {
 	endToEnd(t)
 	const name = "e2e-failing"
 	_, err := Up(t.Context(), Options{Name: name, ExtraArgs: map[string][]string{"kube-apiserver": {"--no-such-flag"}}})
-	t.Cleanup(func() { Down(context.Background(), name) })
+	t.Cleanup(func() { _ = Down(context.Background(), name) })
 	if err == nil || !strings.Contains(err.Error(), "kube-apiserver: ended unexpectedly") || !strings.Contains(err.Error(), "unknown flag: --no-such-flag") {
 		t.Errorf("error %v", err)
 	}
@@ -300,7 +300,7 @@ func TestInterruptedStartCleansUp(t *testing.T) {
 			cancel()
 		}
 	})})
-	t.Cleanup(func() { Down(context.Background(), name) })
+	t.Cleanup(func() { _ = Down(context.Background(), name) })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want that it was cancelled", err)
 	}

@@ -81,7 +81,7 @@ func (i identity) signal(signal syscall.Signal) error {
 	if err != nil {
 		return nil
 	}
-	defer handle.Release()
+	defer func() { _ = handle.Release() }()
 	if !i.alive() {
 		return nil
 	}
@@ -137,7 +137,7 @@ func (c *Cluster) start(p process) error {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	p.identity, err = identify(command.Process.Pid)
-	go command.Wait() // collects it should it end while this program runs; it has no other use for the outcome
+	go func() { _ = command.Wait() }() // collects it should it end while this program runs; it has no other use for the outcome
 	if err != nil {
 		return c.failed(p.Name, fmt.Errorf("ended at once: %w", err))
 	}

@@ -52,8 +52,10 @@ func TestIdentity(t *testing.T) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer command.Wait()
-	defer command.Process.Kill()
+	defer func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	}()
 	real, err := identify(command.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +100,7 @@ func TestStopInsists(t *testing.T) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer command.Wait()
+	defer func() { _ = command.Wait() }()
 	if _, err := output.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
