@@ -17,9 +17,6 @@ import (
 // indexName is the field ZuulBuilds are found by where the namespace is not known.
 const indexName = "metadata.name"
 
-// mainContainerName is the container that decides the result; a Pod without one of that name has its first container decide.
-const mainContainerName = "build"
-
 // SetupIndexes adds the index that finds a build by its name in every namespace. Call it once, before the manager starts.
 func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexName, func(object client.Object) []string {
@@ -80,15 +77,10 @@ func (s *Server) findPod(ctx context.Context, build *v1alpha1.ZuulBuild) (*corev
 
 // mainContainer names the container whose log is the build's; empty for a Pod without containers.
 func mainContainer(pod *corev1.Pod) string {
-	for _, container := range pod.Spec.Containers {
-		if container.Name == mainContainerName {
-			return container.Name
-		}
+	if container := v1alpha1.MainContainer(&pod.Spec); container != nil {
+		return container.Name
 	}
-	if len(pod.Spec.Containers) == 0 {
-		return ""
-	}
-	return pod.Spec.Containers[0].Name
+	return ""
 }
 
 // logState says what can be read of a build's log.

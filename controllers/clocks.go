@@ -112,7 +112,7 @@ func gated(pod *corev1.Pod) bool { return len(pod.Spec.SchedulingGates) > 0 }
 
 // mainStarted is when the main container started, or nil.
 func mainStarted(pod *corev1.Pod) *time.Time {
-	main := mainContainer(&pod.Spec)
+	main := v1alpha1.MainContainer(&pod.Spec)
 	if main == nil {
 		return nil
 	}

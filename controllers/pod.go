@@ -16,10 +16,8 @@ import (
 )
 
 const (
-	// mainContainerName is the container of a template that decides the result, where there is one of that name.
-	mainContainerName = "build"
-	workspacePath     = "/workspace"
-	homePath          = "/home/zuul"
+	workspacePath = "/workspace"
+	homePath      = "/home/zuul"
 	// scriptUser runs scripts: an ordinary user, as restricted Pod Security asks for, whatever the image's own is.
 	scriptUser = 1000
 )
@@ -79,7 +77,7 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 // scriptTemplate is the Pod of a job that is an image and a script: a workspace and a home of its own, both writable by the script's user.
 func scriptTemplate(job *v1alpha1.ZuulJob, command []string) *corev1.PodTemplateSpec {
 	container := corev1.Container{
-		Name:       mainContainerName,
+		Name:       v1alpha1.MainContainerName,
 		Image:      job.Spec.Image,
 		Command:    command,
 		WorkingDir: workspacePath,
@@ -126,7 +124,7 @@ func placePod(spec *corev1.PodSpec, node string, class *v1alpha1.ZuulNodeClass) 
 		spec.Tolerations = append(spec.Tolerations, class.Spec.Tolerations...)
 		spec.RuntimeClassName = cmp.Or(spec.RuntimeClassName, class.Spec.RuntimeClassName)
 		spec.PriorityClassName = cmp.Or(spec.PriorityClassName, class.Spec.PriorityClassName)
-		main := mainContainer(spec)
+		main := v1alpha1.MainContainer(spec)
 		if class.Spec.Resources != nil && main != nil && main.Resources.Limits == nil && main.Resources.Requests == nil {
 			main.Resources = *class.Spec.Resources.DeepCopy()
 		}
@@ -165,19 +163,6 @@ func restrictPod(spec *corev1.PodSpec) {
 			}
 		}
 	}
-}
-
-// mainContainer is the container that decides the result: the one named build, else the first. nil where there is none.
-func mainContainer(spec *corev1.PodSpec) *corev1.Container {
-	for i := range spec.Containers {
-		if spec.Containers[i].Name == mainContainerName {
-			return &spec.Containers[i]
-		}
-	}
-	if len(spec.Containers) > 0 {
-		return &spec.Containers[0]
-	}
-	return nil
 }
 
 // memoryLimit of a container as a person writes it, or "" where it has none.

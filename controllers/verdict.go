@@ -194,7 +194,7 @@ func firstEnd(f facts, reason string, matches func(*corev1.ContainerStateTermina
 	if f.pod.Status.Phase != corev1.PodFailed {
 		return nil
 	}
-	main := mainContainer(&f.pod.Spec)
+	main := v1alpha1.MainContainer(&f.pod.Spec)
 	for _, mainOnly := range []bool{true, false} {
 		for _, status := range f.pod.Status.ContainerStatuses {
 			t := status.State.Terminated

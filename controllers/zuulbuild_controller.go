@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,7 +82,7 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 		return ctrl.Result{}, nil
 	}
 	s := &scope{build: build.DeepCopy(), now: r.Clock.Now()}
-	for _, step := range []step{r.readJob, r.readPod, r.collect, r.number, r.refuse, r.abort, r.ensurePod, r.observe} {
+	for _, step := range []step{r.readJob, r.readPod, r.collect, r.refuse, r.number, r.abort, r.ensurePod, r.observe} {
 		done, err := step(ctx, s)
 		if err != nil {
 			return ctrl.Result{}, err
@@ -125,6 +126,18 @@ func (r *ZuulBuildReconciler) readJob(ctx context.Context, s *scope) (bool, erro
 	return false, err
 }
 
+// jobExists asks the API server for the ZuulJob of a build: the cache may not know one that was created together with the build yet.
+func (r *ZuulBuildReconciler) jobExists(ctx context.Context, build *v1alpha1.ZuulBuild) (bool, error) {
+	jobs := v1alpha1.ZuulJobList{}
+	err := r.Live.List(ctx, &jobs, client.InNamespace(build.Namespace))
+	return slices.ContainsFunc(jobs.Items, func(job v1alpha1.ZuulJob) bool {
+		if build.Spec.JobRef != nil {
+			return job.Name == build.Spec.JobRef.Name
+		}
+		return job.GearmanName() == build.Spec.Job
+	}), err
+}
+
 // readPod finds the Pod of the build. Where the cache has none although there has been one, the API server is asked: a build must not be called
 // lost, nor a second Pod be made, because a cache is late.
 func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, error) {
@@ -147,14 +160,10 @@ func (r *ZuulBuildReconciler) hadPod(build *v1alpha1.ZuulBuild) bool {
 
 // number fills in the number of a build made by hand.
 func (r *ZuulBuildReconciler) number(ctx context.Context, s *scope) (bool, error) {
-	if s.build.Spec.Number != 0 {
+	if s.build.Spec.Number != 0 || s.job == nil {
 		return false, nil
 	}
-	key := client.ObjectKeyFromObject(s.build)
-	if s.job != nil {
-		key = client.ObjectKeyFromObject(s.job)
-	}
-	number, err := r.Numbers.Next(ctx, key, s.build.Spec.Job)
+	number, err := r.Numbers.Next(ctx, client.ObjectKeyFromObject(s.job), s.build.Spec.Job)
 	if err != nil {
 		return false, err
 	}
@@ -164,13 +173,17 @@ func (r *ZuulBuildReconciler) number(ctx context.Context, s *scope) (bool, error
 }
 
 // refuse ends a build that can have no Pod.
-func (r *ZuulBuildReconciler) refuse(_ context.Context, s *scope) (bool, error) {
+func (r *ZuulBuildReconciler) refuse(ctx context.Context, s *scope) (bool, error) {
 	switch {
 	case s.pod != nil || s.build.Spec.Abort:
 		return false, nil
 	case s.build.Spec.RequestError != "":
 		s.end(&verdict{v1alpha1.PhaseFailed, ResultInvalidRequest, ReasonInvalidRequest, s.build.Spec.RequestError})
 	case s.job == nil && !r.hadPod(s.build):
+		if exists, err := r.jobExists(ctx, s.build); err != nil || exists {
+			s.after = shortestRequeue
+			return true, err
+		}
 		s.end(failed(ReasonJobNotFound, "no ZuulJob in namespace %s goes by the name %q", s.build.Namespace, s.build.Spec.Job))
 	default:
 		return false, nil

@@ -23,6 +23,9 @@ import (
 // at once and for ever where it gets none (protocol section 2).
 const resultInvalidRequest = "INVALID_REQUEST"
 
+// noNumber is the number of a request that became no build. Zuul wants one, and no stop: with it can mean a build of ours.
+const noNumber = -1
+
 // maxUUID is the longest unique a ZuulBuild can tell.
 const maxUUID = 4096
 
@@ -195,7 +198,7 @@ func (b *Bridge) begin(a *assignment, build *v1alpha1.ZuulBuild) error {
 func (b *Bridge) refuse(job *gearman.Job, name string, reason error) {
 	b.Logger.Error("Request refused", "uuid", job.Unique, "function", job.Function, "reason", reason)
 	data := b.worker()
-	data.Name, data.Number = name, 1
+	data.Name, data.Number = name, noNumber
 	data.WorkerExtra.Message = truncate(reason.Error(), maxUUID)
 	if job.Data(data.encode()) != nil {
 		return

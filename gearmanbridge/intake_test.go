@@ -2,6 +2,7 @@ package gearmanbridge
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -153,6 +154,10 @@ func TestRefusals(t *testing.T) {
 			}
 			if message, _ := state.Worker.Extra["message"].(string); !strings.Contains(message, says) {
 				t.Errorf("message %q does not say %q", message, says)
+			}
+			// A stop: for it, which Zuul may well repeat, must not mean the first build of the job.
+			if number := fmt.Sprint(state.Number); number != "-1" {
+				t.Errorf("number %s may be that of a build", number)
 			}
 		}
 		t.Run("unknown function", func(t *testing.T) {
