@@ -103,8 +103,9 @@ func (d *demo) applyObjects(ctx context.Context) error {
 	if err := d.kubectlRun(ctx, nil, "apply", "-k", "config/crd"); err != nil {
 		return err
 	}
-	if err := d.kubectlRun(ctx, nil, "wait", "--for=condition=Established", "--timeout=30s", "crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev",
-		"crd/zuulnodeclasses.zuulbuild.dev"); err != nil {
+	// --for=condition=Established would fail on a definition so new that it has no conditions.
+	if err := d.kubectlRun(ctx, nil, "wait", `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`, "--timeout=30s",
+		"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev"); err != nil {
 		return err
 	}
 	objects := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n", namespace)

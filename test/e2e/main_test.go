@@ -82,7 +82,9 @@ func runWithCluster(m *testing.M) (code int, err error) {
 func prepare(ctx context.Context) error {
 	for _, arguments := range [][]string{
 		{"apply", "-k", "../../config/crd"},
-		{"wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"},
+		// --for=condition=Established would fail on a definition so new that it has no conditions.
+		{"wait", `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`, "--timeout=60s",
+			"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev"},
 	} {
 		command := exec.Command(cluster.Kubectl(), append([]string{"--kubeconfig", cluster.Kubeconfig()}, arguments...)...)
 		if output, err := command.CombinedOutput(); err != nil {
