@@ -101,6 +101,14 @@ func (w testWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// changeJob changes the specification of a job, whatever the registrar writes into its status meanwhile.
+func (f *fixture) changeJob(job *v1alpha1.ZuulJob, change func(*v1alpha1.ZuulJob)) {
+	f.t.Helper()
+	changed := job.DeepCopy()
+	change(changed)
+	must(f.t, f.api.Patch(f.t.Context(), changed, client.MergeFrom(job)))
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

@@ -55,8 +55,7 @@ func TestNodes(t *testing.T) {
 	address, _ := gearmantest.StartServer(t, gearman.Geard)
 	f := startBridge(t, address, nil)
 	job := f.job("unit")
-	job.Spec.Nodes = []string{"arm"}
-	must(t, f.api.Update(t.Context(), job))
+	f.changeJob(job, func(job *v1alpha1.ZuulJob) { job.Spec.Nodes = []string{"arm"} })
 	request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit", Node: "arm"})
 	build := f.build(request.State().UUID)
 	if build.Spec.Node != "arm" || build.Spec.Parameters["ZUUL_NODE"] != "arm" {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -20,8 +21,7 @@ func TestRegistration(t *testing.T) {
 		f.job("b")
 		second := f.awaitRegistered("b", reasonRegistered)
 
-		second.Spec.JobName = "a"
-		must(t, f.api.Update(t.Context(), second))
+		f.changeJob(second, func(job *v1alpha1.ZuulJob) { job.Spec.JobName = "a" })
 		second = f.awaitRegistered("b", reasonNameTaken)
 		if len(second.Status.Functions) != 0 || second.Status.Conditions[0].ObservedGeneration != second.Generation {
 			t.Errorf("status of the second is %+v", second.Status)
@@ -31,8 +31,7 @@ func TestRegistration(t *testing.T) {
 		if diff := cmp.Diff([]string{"build:a"}, second.Status.Functions); diff != "" {
 			t.Errorf("functions (-want +got):\n%s", diff)
 		}
-		second.Spec.Nodes = []string{"arm", "big"}
-		must(t, f.api.Update(t.Context(), second))
+		f.changeJob(second, func(job *v1alpha1.ZuulJob) { job.Spec.Nodes = []string{"arm", "big"} })
 
 		want := []string{"build:a", "build:a:arm", "build:a:big", "stop:" + testManager}
 		admin, err := gearman.DialAdmin(testContext(t), address, nil)
@@ -55,8 +54,7 @@ func TestRegistration(t *testing.T) {
 		})
 
 		second = f.awaitRegistered("b", reasonRegistered)
-		second.Spec.Disabled = true
-		must(t, f.api.Update(t.Context(), second))
+		f.changeJob(second, func(job *v1alpha1.ZuulJob) { job.Spec.Disabled = true })
 		if disabled := f.awaitRegistered("b", reasonDisabled); len(disabled.Status.Functions) != 0 {
 			t.Errorf("a disabled job has functions %v", disabled.Status.Functions)
 		}
