@@ -43,6 +43,7 @@ type harness struct {
 	*testing.T
 	api       client.Client // the test's own, past every cache
 	namespace string
+	delays    []time.Duration // before a retry; nil for the real ones
 }
 
 func newHarness(t *testing.T) *harness {
@@ -51,7 +52,7 @@ func newHarness(t *testing.T) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &harness{t, api, apiserver.Namespace(t)}
+	return &harness{T: t, api: api, namespace: apiserver.Namespace(t)}
 }
 
 func testScheme(t *testing.T) *runtime.Scheme {
@@ -87,7 +88,8 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	reconciler := &ZuulBuildReconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: clock.RealClock{},
-		BuildURL: func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
+		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
+		retryDelays: h.delays,
 	}
 	if err := reconciler.SetupWithManager(ctx, mgr); err != nil {
 		h.Fatal(err)

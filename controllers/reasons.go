@@ -29,7 +29,11 @@ const (
 	ReasonStartTimeout  = "StartTimeout"
 	ReasonUnknown       = "Unknown"
 
-	// Why a build that has not ended is where it is.
+	// The infrastructure too often in a row: a result, so that Zuul does not run the job again.
+	ReasonRetryLimit = "RetryLimit"
+
+	// Why a build that has not ended is where it is. QuotaExceeded for too long is a verdict of the infrastructure, too.
+	ReasonRetryDelayed      = "RetryDelayed"
 	ReasonQuotaExceeded     = "QuotaExceeded"
 	ReasonScheduling        = "Scheduling"
 	ReasonSchedulingGated   = "SchedulingGated"
@@ -45,4 +49,5 @@ const (
 	ResultAborted        = "ABORTED"
 	ResultTimedOut       = "TIMED_OUT"
 	ResultInvalidRequest = "INVALID_REQUEST"
+	ResultRetryLimit     = "RETRY_LIMIT" // what Zuul from 2.5.2 on says of its own limit
 )

@@ -49,8 +49,34 @@ func (s *scope) explain(reason, message string) {
 	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, message
 }
 
+// awaitQuota has a Pod that the namespace's quota has no room for tried again, as long as one may wait for a node. The condition holds since when.
+func (s *scope) awaitQuota(refusal error) {
+	refused := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
+	if refused == nil || refused.Reason != ReasonQuotaExceeded {
+		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionFalse, ReasonQuotaExceeded, refusal.Error())
+		refused = meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
+	}
+	limit := timeoutsOf(s.job).unscheduled
+	left := refused.LastTransitionTime.Add(limit).Sub(s.now)
+	if left <= 0 {
+		s.end(lost(ReasonQuotaExceeded, "no room for the Pod within %s: %v", limit, refusal))
+		return
+	}
+	s.explain(ReasonQuotaExceeded, refusal.Error())
+	s.after = min(left, quotaRetry)
+}
+
+// explained: what kept the Pod from being made is over.
+func (s *scope) explained() {
+	if s.build.Status.Phase == v1alpha1.PhaseStarting {
+		s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, "", ""
+		meta.RemoveStatusCondition(&s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
+	}
+}
+
 // end gives the build its verdict.
 func (s *scope) end(v *verdict) {
+	v = limited(v, s.build, s.losses, maxAttemptsOf(s.job))
 	status := &s.build.Status
 	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, v.message
 	completed := metav1.NewTime(s.now.Truncate(time.Second))

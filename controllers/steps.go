@@ -29,6 +29,9 @@ func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, erro
 	if !podEnded(s.pod) || s.build.Status.Phase == v1alpha1.PhaseAborted {
 		keepPod = 0
 	}
+	if remembered(s.build) {
+		keepBuild = max(keepBuild, retryWindow)
+	}
 	if left := completed.Add(keepBuild).Sub(s.now); left <= 0 {
 		return true, client.IgnoreNotFound(r.Delete(ctx, s.build, client.Preconditions{UID: &s.build.UID}))
 	} else {
@@ -68,13 +71,13 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	switch {
 	case err == nil:
 		r.pods.remember(s.build)
+		s.explained()
 		s.after = explainAfter
 		return true, nil
 	case apierrors.IsAlreadyExists(err):
 		return true, r.adopt(ctx, s)
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):
-		s.explain(ReasonQuotaExceeded, err.Error())
-		s.after = quotaRetry
+		s.awaitQuota(err)
 		return true, nil
 	case apierrors.IsForbidden(err):
 		s.end(failed(ReasonForbidden, "the API server does not let the Pod be: %v", err))

@@ -36,7 +36,8 @@ type ZuulBuildReconciler struct {
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Clock    clock.PassiveClock
 
-	pods podMemory
+	pods        podMemory
+	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 }
 
 // indexJobName finds the ZuulJob that goes by a Gearman name.
@@ -48,6 +49,9 @@ func (r *ZuulBuildReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Man
 		return []string{object.(*v1alpha1.ZuulJob).GearmanName()}
 	})
 	if err != nil {
+		return err
+	}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries); err != nil {
 		return err
 	}
 	return ctrl.NewControllerManagedBy(mgr).
@@ -82,7 +86,7 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 		return ctrl.Result{}, nil
 	}
 	s := &scope{build: build.DeepCopy(), now: r.Clock.Now()}
-	for _, step := range []step{r.readJob, r.readPod, r.collect, r.refuse, r.number, r.abort, r.ensurePod, r.observe} {
+	for _, step := range []step{r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.ensurePod, r.observe} {
 		done, err := step(ctx, s)
 		if err != nil {
 			return ctrl.Result{}, err
@@ -96,11 +100,12 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 
 // scope is what one round knows.
 type scope struct {
-	build *v1alpha1.ZuulBuild // a copy; its status is what will be written
-	job   *v1alpha1.ZuulJob   // nil: there is none
-	pod   *corev1.Pod         // nil: there is none
-	now   time.Time
-	after time.Duration // look again after
+	build  *v1alpha1.ZuulBuild  // a copy; its status is what will be written
+	job    *v1alpha1.ZuulJob    // nil: there is none
+	pod    *corev1.Pod          // nil: there is none
+	losses []v1alpha1.ZuulBuild // the attempts lost before this one, the newest first; not to be changed
+	now    time.Time
+	after  time.Duration // look again after
 }
 
 // step does its part and tells whether the round ends with it.

@@ -12,7 +12,7 @@ type BuildPhase string
 const (
 	// PhaseQueued: accepted, no container has run and nothing is known to be in the way.
 	PhaseQueued BuildPhase = "Queued"
-	// PhaseStarting: the Pod has been waiting for some time; reason and message say for what.
+	// PhaseStarting: the Pod has been waiting for some time, or cannot be made yet; reason and message say for what.
 	PhaseStarting BuildPhase = "Starting"
 	// PhaseRunning: the main container has started.
 	PhaseRunning BuildPhase = "Running"
@@ -144,6 +144,10 @@ type ZuulBuildStatus struct {
 	// +optional
 	Message string `json:"message,omitempty"`
 
+	// attempts is how often the same change has been tried, this build included, where the infrastructure lost the builds before it. Absent: once.
+	// +optional
+	Attempts int32 `json:"attempts,omitempty"`
+
 	// conditions: PodScheduled, Started, Complete.
 	// +listType=map
 	// +listMapKey=type
@@ -196,6 +200,7 @@ type ZuulBuildStatus struct {
 // +kubebuilder:printcolumn:name="On",type=string,JSONPath=`.status.nodeName`,priority=1
 // +kubebuilder:printcolumn:name="Pipeline",type=string,JSONPath=`.spec.parameters.ZUUL_PIPELINE`,priority=1
 // +kubebuilder:printcolumn:name="Branch",type=string,JSONPath=`.spec.parameters.ZUUL_BRANCH`,priority=1
+// +kubebuilder:printcolumn:name="Attempts",type=integer,JSONPath=`.status.attempts`,priority=1
 // +kubebuilder:printcolumn:name="UUID",type=string,JSONPath=`.spec.uuid`,priority=1
 // +kubebuilder:printcolumn:name="URL",type=string,JSONPath=`.status.url`,priority=1
 type ZuulBuild struct {

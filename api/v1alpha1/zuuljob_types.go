@@ -33,7 +33,8 @@ type Retention struct {
 	// +optional
 	Pod *metav1.Duration `json:"pod,omitempty"`
 
-	// build is how long the ZuulBuild is kept. Default 168h.
+	// build is how long the ZuulBuild is kept. Default 168h. One that was lost, or that ended a row of losses, is kept for at least 2h: by it the
+	// next attempt knows which it is.
 	// +optional
 	Build *metav1.Duration `json:"build,omitempty"`
 }
@@ -83,6 +84,15 @@ type ZuulJobSpec struct {
 	// timeouts are the clocks of its builds.
 	// +optional
 	Timeouts *Timeouts `json:"timeouts,omitempty"`
+
+	// maxAttempts is how many builds of the same change the infrastructure may lose in a row: the last of them ends RETRY_LIMIT instead of without a
+	// result, at which Zuul would run it again. 1 means that no build is to be run twice. Zuul from 2.5.2 on has a limit of its own (`attempts`, 3),
+	// and the lower one counts. The second attempt gets its Pod at once, the third 15s after the loss before it, the fourth 1m, any further one 5m;
+	// meanwhile it keeps its slot. Default 5.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	// +optional
+	MaxAttempts int32 `json:"maxAttempts,omitempty"`
 
 	// retention is how long its builds and their Pods are kept.
 	// +optional
