@@ -11,18 +11,20 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
 // ask makes the ZuulBuild that Zuul's n-th request for a change would become: another unique and another number each time.
-func (h *harness) ask(n int, job string) string {
+func (h *harness) ask(n int, job string, change ...func(*v1alpha1.ZuulBuildSpec)) string {
 	h.Helper()
 	name := fmt.Sprintf("attempt-%d", n)
 	build := zuulBuild(job, "ZUUL_PROJECT=p", "ZUUL_PIPELINE=gate", "ZUUL_CHANGE=1", "ZUUL_PATCHSET=1", fmt.Sprintf("ZUUL_REF=refs/zuul/master/Z%d", n))
 	build.Name, build.Spec.UUID, build.Spec.Number = name, name, int64(n)
+	for _, f := range change {
+		f(&build.Spec)
+	}
 	h.create(build)
 	return name
 }
@@ -225,25 +227,17 @@ func TestQuotaIsNotWaitedForLongerThanForANode(t *testing.T) {
 	h.awaitVerdict("attempt-2", v1alpha1.PhaseFailed, "RETRY_LIMIT", "RetryLimit")
 }
 
-// TestRetryOfADeletedJob: the row ends with a definite result before the limit, as a missing job does.
-func TestRetryOfADeletedJob(t *testing.T) {
+// TestRetryThatIsRefused: a definite result ends the row, also where the retry is refused before anything else is looked at.
+func TestRetryThatIsRefused(t *testing.T) {
 	h := newHarness(t)
-	h.delays = []time.Duration{time.Hour}
+	h.delays = []time.Duration{0}
 	h.job("job")
 	h.start()
 	h.lose(h.ask(1, "job"))
-	h.ask(2, "job")
-	h.awaitPhase("attempt-2", v1alpha1.PhaseStarting)
-	job := &v1alpha1.ZuulJob{}
-	if err := h.api.Get(t.Context(), types.NamespacedName{Namespace: h.namespace, Name: "job"}, job); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.api.Delete(t.Context(), job); err != nil {
-		t.Fatal(err)
-	}
-	h.patchBuild("attempt-2", `{"metadata":{"annotations":{"look":"again"}}}`) // nothing watches jobs: the build would notice at the end of its delay
-	build := h.awaitVerdict("attempt-2", v1alpha1.PhaseFailed, "FAILURE", "JobNotFound")
-	if build.Status.Attempts != 2 {
-		t.Errorf("attempt %d, so the loss before it would be counted on", build.Status.Attempts)
+	h.ask(2, "job", func(spec *v1alpha1.ZuulBuildSpec) { spec.JobRef = &v1alpha1.JobReference{Name: "gone"} })
+	h.awaitVerdict("attempt-2", v1alpha1.PhaseFailed, "FAILURE", "JobNotFound")
+	h.lose(h.ask(3, "job"))
+	if build := h.build("attempt-3"); build.Status.Attempts != 0 {
+		t.Errorf("after the refusal the row goes on: attempt %d", build.Status.Attempts)
 	}
 }
