@@ -16,7 +16,6 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -36,19 +35,20 @@ import (
 
 // operatorOptions are the flags of `zuulbuild operator`.
 type operatorOptions struct {
-	kubeconfig      string
-	gearmanServers  []string
-	manager         string
-	maxBuilds       int
-	gracePeriod     time.Duration
-	drainTimeout    time.Duration
-	pagesAddress    string
-	pagesURL        string
-	healthAddress   string
-	metricsAddress  string
-	leaderElect     bool
-	leaderNamespace string
-	logLevel        string
+	kubeconfig         string
+	gearmanServers     []string
+	gearmanServersFile string
+	manager            string
+	maxBuilds          int
+	gracePeriod        time.Duration
+	drainTimeout       time.Duration
+	pagesAddress       string
+	pagesURL           string
+	healthAddress      string
+	metricsAddress     string
+	leaderElect        bool
+	leaderNamespace    string
+	logLevel           string
 }
 
 func newOperatorCommand() *cobra.Command {
@@ -61,7 +61,10 @@ func newOperatorCommand() *cobra.Command {
 	}
 	flags := command.Flags()
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "cluster to work on; default: $KUBECONFIG, the cluster this runs in, or ~/.kube/config")
-	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
+	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once. "+
+		"The NAME marks its builds, so it must not change while they run; default: HOST, or HOST-PORT unless the port is 4730")
+	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of more of them, for TLS: "+
+		"servers: [{name, address, tls: {caFile, certFile, keyFile, serverName}}]; the files of tls are read for each connection, so they may be rotated")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
 	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be unfinished before no more are taken")
 	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long a build whose Gearman job is lost may wait for it to come back before it is stopped")
@@ -82,7 +85,7 @@ func (o *operatorOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	servers, err := parseServers(o.gearmanServers)
+	servers, err := readServers(o.gearmanServers, o.gearmanServersFile)
 	if err != nil {
 		return err
 	}
@@ -235,25 +238,4 @@ func (o *operatorOptions) logger() (*slog.Logger, error) {
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetSlogLogger(logger)
 	return logger, nil
-}
-
-// parseServers reads [NAME=]HOST[:PORT]. The name marks builds with where they came from, so it must not change while builds of it run.
-func parseServers(texts []string) ([]gearmanbridge.Server, error) {
-	servers := make([]gearmanbridge.Server, 0, len(texts))
-	seen := map[string]bool{}
-	for _, text := range texts {
-		name, address, named := strings.Cut(text, "=")
-		if !named {
-			name, address = "gearman", text
-		}
-		if problems := validation.IsValidLabelValue(name); len(problems) > 0 || name == "" || address == "" {
-			return nil, fmt.Errorf("--gearman-server %q: [NAME=]HOST[:PORT] was expected, with a NAME fit for a label %s", text, strings.Join(problems, "; "))
-		}
-		if seen[name] {
-			return nil, fmt.Errorf("--gearman-server %q: the name %q is taken; give each server a NAME of its own", text, name)
-		}
-		seen[name] = true
-		servers = append(servers, gearmanbridge.Server{Name: name, Address: address})
-	}
-	return servers, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -186,26 +185,10 @@ func (o *submitOptions) readTLS() (*tls.Config, error) {
 	if o.tlsCA == "" && o.tlsCert == "" && o.tlsKey == "" && o.tlsServerName == "" {
 		return nil, nil
 	}
-	config := &tls.Config{ServerName: o.tlsServerName, MinVersion: tls.VersionTLS12}
-	if o.tlsCA != "" {
-		certificates, err := os.ReadFile(o.tlsCA)
-		if err != nil {
-			return nil, usageError("--tls-ca: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(certificates) {
-			return nil, usageError("--tls-ca %s: it has no PEM certificate", o.tlsCA)
-		}
-	}
-	if (o.tlsCert == "") != (o.tlsKey == "") {
-		return nil, usageError("--tls-cert and --tls-key go together")
-	}
-	if o.tlsCert != "" {
-		pair, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
-		if err != nil {
-			return nil, usageError("--tls-cert %s and --tls-key %s: %w", o.tlsCert, o.tlsKey, err)
-		}
-		config.Certificates = []tls.Certificate{pair}
+	files := gearman.TLSFiles{CAFile: o.tlsCA, CertFile: o.tlsCert, KeyFile: o.tlsKey, ServerName: o.tlsServerName}
+	config, err := files.Config()
+	if err != nil {
+		return nil, usageError("--tls-ca, --tls-cert, --tls-key: %w", err)
 	}
 	return config, nil
 }

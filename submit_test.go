@@ -223,7 +223,7 @@ func TestSubmitUsage(t *testing.T) {
 		"two objects":           {[]string{"j", "--parameters-file", file("two", "{} {}")}, "one JSON object"},
 		"no certificate":        {[]string{"j", "--tls-ca", file("ca", "nothing")}, "no PEM certificate"},
 		"certificate alone":     {[]string{"j", "--tls-cert", "c"}, "go together"},
-		"no key":                {[]string{"j", "--tls-cert", "c", "--tls-key", "k"}, "--tls-cert c and --tls-key k"},
+		"no key":                {[]string{"j", "--tls-cert", "c", "--tls-key", "k"}, "client certificate c with key k"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var s submitted

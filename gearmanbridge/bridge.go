@@ -21,12 +21,12 @@ import (
 
 // Server is a Gearman server to take builds from.
 type Server struct {
-	// Name marks the builds that came from it; a label value.
+	// Name marks the builds that came from it; a label value. Builds that run when it changes are strangers to the server that asked for them.
 	Name string
-	// Address is host:port, or host for port 4730.
+	// Address is host:port, or host for port 4730. Two servers must not be the same one: a build requeued by it could come back under the other name.
 	Address string
-	// TLS is used unless nil.
-	TLS *tls.Config
+	// TLS is used unless nil; it is called for each connection.
+	TLS func() (*tls.Config, error)
 }
 
 // Numbers gives out build numbers; see package buildnumber.
@@ -111,7 +111,7 @@ func (b *Bridge) Start(ctx context.Context) error {
 	failures := make(chan error, 2*len(b.sessions))
 	for _, s := range b.sessions {
 		s.builds.Assigned = func(job *gearman.Job) { b.assigned(ctx, &running, s, job) }
-		s.management.Assigned = func(job *gearman.Job) { running.Go(func() { b.command(ctx, job) }) }
+		s.management.Assigned = func(job *gearman.Job) { running.Go(func() { b.command(ctx, s, job) }) }
 		if err := s.management.SetFunctions([]string{"stop:" + b.Manager}); err != nil {
 			return fmt.Errorf("manager name %q: %w", b.Manager, err)
 		}

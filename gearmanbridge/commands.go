@@ -21,14 +21,16 @@ import (
 // maxStopArgument is more than any stop: needs.
 const maxStopArgument = 64 * 1024
 
-// stopRequest is the argument of stop:, in either dialect (protocol section 3).
+// stopRequest is the argument of stop:, in either dialect (protocol section 3), and where it came from: a server has no say over the builds of
+// another, although the numbers of a job are shared by all.
 type stopRequest struct {
+	server string
 	uuid   string // before Zuul 2.0.0: the bare unique
 	job    string // from 2.0.0 on: job and number
 	number int64
 }
 
-// readStop reads the argument of stop:. A number may come as a number or as a string of one.
+// readStop reads the argument of stop:, all but the server. A number may come as a number or as a string of one.
 func readStop(argument []byte) (stopRequest, error) {
 	argument = bytes.TrimSpace(argument)
 	if len(argument) == 0 || len(argument) > maxStopArgument {
@@ -59,14 +61,15 @@ var bareUnique = regexp.MustCompile(`^[^\s"\[\]{}]+$`)
 
 // command answers a job of the management connection: WORK_COMPLETE for a build that is known, running or finished, and WORK_FAIL for any other.
 // The answer does not wait for the Pod to be gone.
-func (b *Bridge) command(ctx context.Context, job *gearman.Job) {
-	log := b.Logger.With("function", job.Function)
+func (b *Bridge) command(ctx context.Context, s *session, job *gearman.Job) {
+	log := b.Logger.With("function", job.Function, "gearmanServer", s.server.Name)
 	stop, err := readStop(job.Payload)
 	if err != nil {
 		log.Info("stop: refused", "reason", err)
 		b.answer(job, false)
 		return
 	}
+	stop.server = s.server.Name
 	found, err := b.stop(ctx, stop)
 	if err != nil {
 		log.Error("The build could not be marked to stop; trying again", "uuid", stop.uuid, "job", stop.job, "number", stop.number, "error", err)
@@ -133,7 +136,7 @@ func (b *Bridge) find(ctx context.Context, request stopRequest) (*v1alpha1.ZuulB
 		index = client.MatchingFields{buildnumber.IndexJob: request.job}
 	}
 	builds := v1alpha1.ZuulBuildList{}
-	if err := b.Client.List(ctx, &builds, index, client.HasLabels{v1alpha1.LabelGearmanServer}); err != nil {
+	if err := b.Client.List(ctx, &builds, index, client.MatchingLabels{v1alpha1.LabelGearmanServer: request.server}); err != nil {
 		return nil, err
 	}
 	for i := range builds.Items {
@@ -142,7 +145,7 @@ func (b *Bridge) find(ctx context.Context, request stopRequest) (*v1alpha1.ZuulB
 		}
 	}
 	for _, a := range b.assignments.all() {
-		if build := a.existing(); build != nil && matches(build) {
+		if build := a.existing(); build != nil && a.server == request.server && matches(build) {
 			return build, nil
 		}
 	}
@@ -155,7 +158,7 @@ func (b *Bridge) stopBeforeBuild(request stopRequest) bool {
 		return false // Zuul learns name and number from a build that exists
 	}
 	for _, a := range b.assignments.all() {
-		if a.unique == request.uuid && a.stopOnArrival() {
+		if a.unique == request.uuid && a.server == request.server && a.stopOnArrival() {
 			return true
 		}
 	}

@@ -86,7 +86,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 			}
 			b.notify(ctx, a.key)
 			if stop {
-				b.insist(ctx, stopRequest{uuid: a.unique})
+				b.insist(ctx, stopRequest{server: a.server, uuid: a.unique})
 			}
 			return
 		case errors.As(err, &refused):
@@ -129,10 +129,25 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild
 		}
 		return nil, err
 	}
-	if existing.Spec.Job != a.target.job || existing.Spec.Node != a.target.class || existing.Labels[v1alpha1.LabelGearmanServer] != a.server {
-		return nil, &refusal{fmt.Errorf("unique %q was used before, for job %q on node %q: ZuulBuild %s", a.unique, existing.Spec.Job, existing.Spec.Node, a.key)}
+	if err := a.sameRequest(existing); err != nil {
+		return nil, &refusal{err}
 	}
 	return existing, nil
+}
+
+// sameRequest returns an error unless the build of the unique is what is asked for now. A unique is meant to be one build in all the world, so a
+// second Zuul that sends it again, or the same for something else, gets a definite answer and never the result of another's build.
+func (a *assignment) sameRequest(build *v1alpha1.ZuulBuild) error {
+	server, fromGearman := build.Labels[v1alpha1.LabelGearmanServer]
+	switch {
+	case !fromGearman:
+		return fmt.Errorf("unique %q is the name of ZuulBuild %s, which was made by hand", a.unique, a.key)
+	case server != a.server:
+		return fmt.Errorf("unique %q was used before, from Gearman server %q rather than %q: ZuulBuild %s", a.unique, server, a.server, a.key)
+	case build.Spec.Job != a.target.job || build.Spec.Node != a.target.class:
+		return fmt.Errorf("unique %q was used before, for job %q on node %q: ZuulBuild %s", a.unique, build.Spec.Job, build.Spec.Node, a.key)
+	}
+	return nil
 }
 
 // permanent errors stay however often the request is sent again.

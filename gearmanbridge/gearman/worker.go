@@ -19,6 +19,10 @@ const (
 	DefaultReconnectDelay = time.Second
 )
 
+// warnInterval is the least time between warnings of attempts that fail, for
+// why they fail may change.
+const warnInterval = time.Minute
+
 // Worker is one worker of one server: a single connection, opened again
 // whenever it is lost. Set the fields, then call Run once.
 //
@@ -27,9 +31,10 @@ const (
 type Worker struct {
 	// Address of the server, "host:port" or "host" for port 4730.
 	Address string
-	// TLS is used on top of TCP unless nil. Without ServerName the host of
-	// Address is verified.
-	TLS *tls.Config
+	// TLS is used on top of TCP unless nil. It is called for each connection,
+	// so it may read files anew; see TLSFiles. Without ServerName the host of
+	// Address is verified. An error costs the attempt to connect.
+	TLS func() (*tls.Config, error)
 	// ClientID is shown by the server's `workers` command: at most
 	// MaxClientID printable ASCII bytes without blanks, or "" for none.
 	ClientID string
@@ -161,21 +166,26 @@ func (w *Worker) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	logger := w.logger()
-	level := slog.LevelWarn // for the first of many equal reports
+	warned := map[bool]time.Time{} // of connections lost (true) and of attempts that failed, since the last good connection
 	for ctx.Err() == nil {
 		w.closeIfDrained(nil)
 		begun := time.Now()
-		err := w.runConnection(ctx)
+		connected, err := w.runConnection(ctx)
 		if ctx.Err() != nil {
 			break
 		}
 		delay := jitter(orDefault(w.ReconnectDelay, DefaultReconnectDelay))
 		if time.Since(begun) > delay {
-			delay, level = 0, slog.LevelWarn
+			delay = 0
+			if connected {
+				clear(warned)
+			}
 		}
-		logger.Log(ctx, level, "no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
-		level = slog.LevelDebug
+		level := slog.LevelDebug
+		if time.Since(warned[connected]) >= warnInterval {
+			level, warned[connected] = slog.LevelWarn, time.Now()
+		}
+		w.logger().Log(ctx, level, "no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
 		w.pause(ctx, delay)
 	}
 	w.closeIfDrained(nil)

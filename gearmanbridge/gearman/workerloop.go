@@ -2,6 +2,7 @@ package gearman
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -15,16 +16,17 @@ type loop struct {
 	session *session
 	logger  *slog.Logger
 
+	heard      bool      // from the server
 	generation int       // of the functions the session knows
 	pinged     time.Time // when the unanswered ping was sent; zero for none
 }
 
 // runConnection connects, registers and works until the connection is lost or
-// ctx is done.
-func (w *Worker) runConnection(ctx context.Context) error {
-	connection, err := dial(ctx, w.Address, w.TLS, w.MaxPacketSize)
+// ctx is done. It tells whether the server said anything.
+func (w *Worker) runConnection(ctx context.Context) (connected bool, err error) {
+	connection, err := w.dial(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	free := w.Free
 	if free == nil {
@@ -39,7 +41,6 @@ func (w *Worker) runConnection(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = connection.close() })
 
 	if err = l.start(); err == nil {
-		l.logger.Info("connected to the Gearman server", "server", w.Address)
 		if w.Connected != nil {
 			w.Connected()
 		}
@@ -52,7 +53,18 @@ func (w *Worker) runConnection(ctx context.Context) error {
 	stop()
 	l.link.kill()
 	reader.Wait()
-	return err
+	return l.heard, err
+}
+
+func (w *Worker) dial(ctx context.Context) (*conn, error) {
+	if w.TLS == nil {
+		return dial(ctx, w.Address, nil, w.MaxPacketSize)
+	}
+	config, err := w.TLS()
+	if err != nil {
+		return nil, fmt.Errorf("gearman: TLS with %s: %w", w.Address, err)
+	}
+	return dial(ctx, w.Address, config, w.MaxPacketSize)
 }
 
 // readPackets passes packets on until reading fails or stop is closed.
@@ -166,6 +178,11 @@ func (l *loop) news() []Packet {
 
 // received turns a packet into an event of the session.
 func (l *loop) received(packet Packet) []Packet {
+	if !l.heard {
+		// Not before: a server of TLS 1.3 refuses a client's certificate only now.
+		l.heard = true
+		l.logger.Info("connected to the Gearman server", "server", l.worker.Address)
+	}
 	switch packet.Type {
 	case PacketNoop:
 		return l.session.noop()
