@@ -149,19 +149,24 @@ func TestTLSTrouble(t *testing.T) {
 			used := atomic.Pointer[gearman.TLSFiles]{}
 			used.Store(&files)
 			var log logLines
+			attempts := atomic.Int32{}
 			worker := startWorker(t, address, []string{"f"}, func(w *gearman.Worker) {
-				w.TLS = func() (*tls.Config, error) { return used.Load().Config() }
+				w.TLS = func() (*tls.Config, error) {
+					attempts.Add(1)
+					return used.Load().Config()
+				}
 				w.Logger = slog.New(slog.NewTextHandler(&log, nil))
 			})
 			log.await(t, "level=WARN", "no Gearman connection", address, test.says)
+			gearmantest.Eventually(t, patience, "more attempts", func() bool { return attempts.Load() >= 3 })
+			if warned, connected := log.count("level=WARN"), log.count("connected to the Gearman server"); warned != 1 || connected != 0 {
+				t.Errorf("%d warnings of the same trouble, %d connections:\n%s", warned, connected, log.lines)
+			}
 
 			good := authority.WriteFiles(folder, authority.Sign("client", nil))
 			used.Store(&good)
 			server.Store(authority.ServerConfig())
 			log.await(t, "connected to the Gearman server")
-			if lines := log.count("level=WARN"); lines != 1 {
-				t.Errorf("%d warnings of the same trouble", lines)
-			}
 			config, err := good.Config()
 			must(t, err)
 			client, err := gearman.DialClient(testContext(t), address, config)
