@@ -56,15 +56,29 @@ func newOperatorCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "operator",
 		Short: "Take builds from Gearman servers and run them as Pods",
-		Args:  cobra.NoArgs,
-		RunE:  func(command *cobra.Command, _ []string) error { return o.run(command.Context()) },
+		Long: `Take builds from Gearman servers and run them as Pods.
+
+Servers come from --gearman-server and from the file of --gearman-servers, which can also tell TLS:
+
+  servers:
+  - name: zuul                            # default: the host, or HOST-PORT unless the port is 4730
+    address: gearman.example.org:4730     # HOST[:PORT]
+    tls:                                  # without it, plain text
+      caFile: /etc/zuulbuild/zuul/ca.crt  # default: the authorities of this machine
+      certFile: /etc/zuulbuild/zuul/tls.crt
+      keyFile: /etc/zuulbuild/zuul/tls.key
+      serverName: gearman                 # in the server's certificate; default: the host
+
+A server's name labels its builds (zuulbuild.dev/gearman-server), so it must not change while they run: give one where
+the address may change. The files of tls are read for each connection, so certificates may be rotated at any time. TLS 1.2
+is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error { return o.run(command.Context()) },
 	}
 	flags := command.Flags()
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "cluster to work on; default: $KUBECONFIG, the cluster this runs in, or ~/.kube/config")
-	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once. "+
-		"The NAME marks its builds, so it must not change while they run; default: HOST, or HOST-PORT unless the port is 4730")
-	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of more of them, for TLS: "+
-		"servers: [{name, address, tls: {caFile, certFile, keyFile, serverName}}]; the files of tls are read for each connection, so they may be rotated")
+	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
+	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of Gearman servers, for TLS; see above")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
 	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be unfinished before no more are taken")
 	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long a build whose Gearman job is lost may wait for it to come back before it is stopped")

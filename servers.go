@@ -21,20 +21,9 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
-// serversFile is what --gearman-servers names, for example
-//
-//	servers:
-//	- name: zuul
-//	  address: gearman.example.org:4730
-//	  tls:
-//	    caFile: /etc/zuulbuild/zuul/ca.crt
-//	    certFile: /etc/zuulbuild/zuul/tls.crt
-//	    keyFile: /etc/zuulbuild/zuul/tls.key
-//	    serverName: gearman
-//	- address: localhost
-//
-// Without name it is that of defaultServerName. Without tls a server is spoken to in plain text, and `tls: {}` is TLS with the authorities of this
-// machine and no client certificate. The list is read at the start, the files of tls for every connection.
+// serversFile is what --gearman-servers names; the help of `zuulbuild operator` shows one. Without tls a server is spoken to in plain text, and
+// `tls: {}` is TLS with the authorities of this machine and no client certificate. The list is read at the start, the files of tls for every
+// connection: those may be missing or broken at the start, which costs that server's connections and no other's.
 type serversFile struct {
 	Servers []json.RawMessage `json:"servers"`
 }

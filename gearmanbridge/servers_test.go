@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -170,30 +171,38 @@ func TestUniqueOfBuildMadeByHand(t *testing.T) {
 func TestServerInTrouble(t *testing.T) {
 	authority, stranger := gearmantest.NewAuthority(t), gearmantest.NewAuthority(t)
 	for name, test := range map[string]struct {
+		attempts   int32 // to connect that are in trouble before it is looked at the other server
 		harm, heal func(proxy *gearmantest.Proxy, server *tls.Config)
 	}{
 		"down": {
-			harm: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.Refuse(true); proxy.Cut() },
-			heal: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.Refuse(false) },
+			attempts: 2,
+			harm:     func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.Refuse(true); proxy.Cut() },
+			heal:     func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.Refuse(false) },
 		},
 		"black hole": { // a handshake, and an established connection, that get no answer
 			harm: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(true) },
 			heal: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(false); proxy.Cut() },
 		},
 		"black hole after a cut": {
-			harm: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(true); proxy.Cut() },
-			heal: func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(false); proxy.Cut() },
+			attempts: 2,
+			harm:     func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(true); proxy.Cut() },
+			heal:     func(proxy *gearmantest.Proxy, _ *tls.Config) { proxy.HalfOpen(false); proxy.Cut() },
 		},
 		"refusing TLS": {
-			harm: func(proxy *gearmantest.Proxy, server *tls.Config) { server.ClientCAs = stranger.Pool(); proxy.Cut() },
-			heal: func(_ *gearmantest.Proxy, server *tls.Config) { server.ClientCAs = authority.Pool() },
+			attempts: 2,
+			harm:     func(proxy *gearmantest.Proxy, server *tls.Config) { server.ClientCAs = stranger.Pool(); proxy.Cut() },
+			heal:     func(_ *gearmantest.Proxy, server *tls.Config) { server.ClientCAs = authority.Pool() },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			address, server := serveTLS(t, authority)
 			proxy := gearmantest.NewProxy(t, address)
 			files := authority.WriteFiles(t.TempDir(), authority.Sign("worker", nil))
-			f, twoAddress := startTwoServers(t, Server{Address: proxy.Address, TLS: files.Config}, nil)
+			attempts := atomic.Int32{}
+			f, twoAddress := startTwoServers(t, Server{Address: proxy.Address, TLS: func() (*tls.Config, error) {
+				attempts.Add(1)
+				return files.Config()
+			}}, nil)
 			f.job("unit")
 			config, err := files.Config()
 			must(t, err)
@@ -204,7 +213,9 @@ func TestServerInTrouble(t *testing.T) {
 			one := submit(t, zuulOne, zuulclient.Request{Job: "unit"})
 			awaitStart(t, one)
 
+			before := attempts.Load()
 			server.change(func(config *tls.Config) { test.harm(proxy, config) })
+			gearmantest.Eventually(t, patience, "attempts in trouble", func() bool { return attempts.Load() >= before+test.attempts })
 			// Its build gets an end that cannot be told.
 			f.ends(f.build(one.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
 			for range 3 {

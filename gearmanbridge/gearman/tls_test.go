@@ -228,7 +228,7 @@ func TestTLSRotation(t *testing.T) {
 	}
 
 	proxy.Cut()
-	next(t, "loss", worker.lost)
+	_ = next(t, "loss", worker.lost)
 	log.await(t, "level=WARN", files.CertFile, "failed to find any PEM data")
 	if clients.count("worker after") > 0 {
 		t.Error("the worker connected with a broken certificate")
