@@ -22,7 +22,8 @@ const adminTimeout = 10 * time.Second
 // maxAdminAnswer bounds the answer to a command in bytes.
 const maxAdminAnswer = 64 << 20
 
-// Admin speaks the text administration protocol on a connection of its own.
+// Admin asks a server about itself, with the text administration protocol for
+// the most part, on a connection of its own.
 // After a command failed halfway all others fail: the rest of its answer may
 // still come.
 type Admin struct {
@@ -93,8 +94,10 @@ func (a *Admin) Workers(ctx context.Context) ([]WorkerInfo, error) {
 type JobInfo struct {
 	Handle  string
 	Retries int // how often its worker was lost
-	// Ignored means that nobody waits for the job: it was cancelled or its
-	// clients are gone.
+	// Ignored means that the job was cancelled, or that it had clients and
+	// the last of them left. gearmand drops such a job when it would assign
+	// it, also if another client asked for it meanwhile, who is then never
+	// answered. A background job never had a client and is not ignored.
 	Ignored bool
 }
 
@@ -107,6 +110,35 @@ func (a *Admin) ShowJobs(ctx context.Context) ([]JobInfo, error) {
 		}
 		return JobInfo{Handle: handle, Retries: numbers[0], Ignored: numbers[1] != 0}, nil
 	})
+}
+
+// probeHandle is a job handle that no server gives.
+const probeHandle = "admin-probe"
+
+// Behaviour tells which program the server is. gearmand answers ECHO_REQ, and
+// in the order asked; geard leaves it out and answers the GET_STATUS sent
+// behind it (protocol section 5).
+func (a *Admin) Behaviour(ctx context.Context) (Behaviour, error) {
+	behaviour := Geard
+	ask := func() error {
+		return a.conn.write(request(PacketEchoReq, probeHandle), request(PacketGetStatus, probeHandle))
+	}
+	err := a.do(ctx, "ECHO_REQ, GET_STATUS", ask, func() error {
+		for {
+			packet, err := a.conn.readPacket()
+			switch {
+			case err != nil:
+				return err
+			case packet.Type == PacketEchoRes && packet.arg(0) == probeHandle:
+				behaviour = Gearmand
+			case packet.Type == PacketStatusRes && packet.arg(0) == probeHandle:
+				return nil
+			default:
+				return fmt.Errorf("%w: answer %v", ErrProtocol, packet)
+			}
+		}
+	})
+	return behaviour, err
 }
 
 // CancelJob removes a queued job; the error wraps ErrUnknownJob if there is
@@ -142,7 +174,7 @@ func (e *AdminError) Error() string {
 // line sends a command whose answer is "OK" with or without a text.
 func (a *Admin) line(ctx context.Context, command string) (string, error) {
 	var text string
-	err := a.do(ctx, command, func() error {
+	err := a.do(ctx, command, a.ask(command), func() error {
 		line, err := a.answerLine(command)
 		if err != nil {
 			return err
@@ -160,7 +192,7 @@ func (a *Admin) line(ctx context.Context, command string) (string, error) {
 // listOf sends a command whose answer is lines up to a ".".
 func listOf[T any](ctx context.Context, a *Admin, command string, parse func(string) (T, error)) ([]T, error) {
 	var list []T
-	err := a.do(ctx, command, func() error {
+	err := a.do(ctx, command, a.ask(command), func() error {
 		for size := 0; size < maxAdminAnswer; {
 			line, err := a.answerLine(command)
 			if err != nil || line == "." {
@@ -194,8 +226,13 @@ func (a *Admin) answerLine(command string) (string, error) {
 	return line, nil
 }
 
-// do sends the command and has read take the answer, within ctx.
-func (a *Admin) do(ctx context.Context, command string, read func() error) error {
+// ask sends a command of the text protocol.
+func (a *Admin) ask(command string) func() error {
+	return func() error { return a.conn.writeText(command + "\n") }
+}
+
+// do asks and has read take the answer, within ctx. command names it in errors.
+func (a *Admin) do(ctx context.Context, command string, ask, read func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, adminTimeout, errors.New("no answer"))
 	defer cancel()
 	a.mu.Lock()
@@ -204,7 +241,7 @@ func (a *Admin) do(ctx context.Context, command string, read func() error) error
 		return a.broken
 	}
 	stop := context.AfterFunc(ctx, func() { _ = a.conn.close() })
-	err := a.conn.writeText(command + "\n")
+	err := ask()
 	if err == nil {
 		err = read()
 	}

@@ -66,6 +66,54 @@ func TestAdmin(t *testing.T) {
 	})
 }
 
+// The servers are told apart without waiting for an answer that never comes, and the connection serves on.
+func TestBehaviour(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string, geard bool) {
+		want := gearman.Gearmand
+		if geard {
+			want = gearman.Geard
+		}
+		proxy := gearmantest.NewProxy(t, address)
+		admin := dialAdmin(t, proxy.Address)
+		for range 2 {
+			got, err := admin.Behaviour(testContext(t))
+			must(t, err)
+			if got != want {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		}
+		for _, packet := range proxy.Packets(gearmantest.ToServer) {
+			if packet.Type != gearman.PacketEchoReq && packet.Type != gearman.PacketGetStatus {
+				t.Errorf("sent %v", packet)
+			}
+		}
+		if _, err := admin.Status(testContext(t)); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
+func TestBehaviourOfOthers(t *testing.T) {
+	tests := map[string]struct{ answer, err string }{
+		"no Gearman server": {"HTTP/1.1 400 Bad Request\r\n\r\n", "protocol error"},
+		"another packet":    {"\x00RES\x00\x00\x00\x06\x00\x00\x00\x00", "protocol error: answer NOOP"},
+		"other echo":        {"\x00RES\x00\x00\x00\x11\x00\x00\x00\x01x", `protocol error: answer ECHO_RES "x"`},
+		"end":               {"", "EOF"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			server := newMockServer(t)
+			admin := dialAdmin(t, server.address())
+			server.accept()
+			server.send(test.answer)
+			must(t, server.conn.(interface{ CloseWrite() error }).CloseWrite())
+			if _, err := admin.Behaviour(testContext(t)); err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("got %v, want an error with %q", err, test.err)
+			}
+		})
+	}
+}
+
 // geard never answers what it does not know.
 func TestAdminCommandWithoutAnswer(t *testing.T) {
 	address, _ := gearmantest.StartServer(t, gearman.Geard)

@@ -14,9 +14,9 @@
 //     it sends neither GRAB_JOB_UNIQ nor PRE_SLEEP, and it never unregisters
 //     a function to slow the server down.
 //
-// It uses only what both the C gearmand and Zuul's geard understand: CAN_DO,
-// CANT_DO, GRAB_JOB_UNIQ, PRE_SLEEP, SET_CLIENT_ID, GET_STATUS and the WORK_*
-// packets.
+// A worker uses only what both the C gearmand and Zuul's geard understand:
+// CAN_DO, CANT_DO, GRAB_JOB_UNIQ, PRE_SLEEP, SET_CLIENT_ID, GET_STATUS and the
+// WORK_* packets. [Admin.Behaviour] tells the two servers apart.
 //
 // Worker, Job, Client, Task and Server are safe for concurrent use. Admin is
 // too, one command at a time.

@@ -122,8 +122,10 @@ func (j *Job) end(reason error) {
 }
 
 // Query asks the server for the status of the job, with GET_STATUS on the
-// job's own connection. A running job the server does not know has no one
-// waiting for it. Query must not be called from a callback of the Worker.
+// job's own connection. If the server does not know the job and Err is still
+// nil afterwards, nobody waits for the job: geard forgets a job with its
+// client, and both servers when it was finished. Query must not be called from
+// a callback of the Worker.
 func (j *Job) Query(ctx context.Context) (JobStatus, error) {
 	if err := j.Err(); err != nil {
 		return JobStatus{}, err

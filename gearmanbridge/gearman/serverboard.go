@@ -253,8 +253,10 @@ func (b *board) jobsText() string {
 	var text strings.Builder
 	for _, job := range b.jobs {
 		// The last column tells which jobs gearmand gave to its queue store:
-		// the background ones, also if the store keeps nothing.
-		fmt.Fprintf(&text, "%s\t%d\t%s\t%s\n", job.handle, job.retries, boolDigit(job.ignored), boolDigit(job.background))
+		// the background ones, also if the store keeps nothing, until it
+		// ignores them.
+		stored := job.background && !job.ignored
+		fmt.Fprintf(&text, "%s\t%d\t%s\t%s\n", job.handle, job.retries, boolDigit(job.ignored), boolDigit(stored))
 	}
 	return text.String() + ".\n"
 }

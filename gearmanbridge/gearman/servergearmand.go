@@ -179,8 +179,10 @@ func (b *board) gearmandStatus(handle string) Packet {
 		lower32(job.numerator), lower32(job.denominator))
 }
 
+// gearmandStatusUnique tells of the newest job with the unique, whatever its
+// function.
 func (b *board) gearmandStatusUnique(unique string) Packet {
-	for _, job := range b.jobs {
+	for _, job := range slices.Backward(b.jobs) {
 		if job.unique == unique {
 			return response(PacketStatusResUnique, unique, "1", boolDigit(job.worker != nil),
 				lower32(job.numerator), lower32(job.denominator), strconv.Itoa(len(job.clients)))

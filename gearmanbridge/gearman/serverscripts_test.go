@@ -129,6 +129,56 @@ var gearmandScripts = map[string]gearmandScript{
 		does("client", gearman.PacketSubmitJobHighBG, "f", "3", ""), hangsUp("client"), asks("show jobs"),
 		grabs(), grabs(), grabs(), finishes("H:host:3"),
 	}},
+	"who waits for a background job": {acts: []act{
+		registers("f"), does("client", gearman.PacketSubmitJobBackground, "f", "1", ""), asks("show jobs"),
+		does("second", gearman.PacketGetStatusUnique, "1"), grabs(), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		hangsUp("client"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"), does("second", gearman.PacketGetStatus, "H:host:1"),
+		does("client", gearman.PacketSubmitJob, "f", "1", ""), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		hangsUp("client"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"), finishes("H:host:1"),
+	}},
+	"cancelled background job": {acts: []act{
+		registers("f"), does("client", gearman.PacketSubmitJobBackground, "f", "1", ""), grabs(), asks("cancel job H:host:1"), asks("show jobs"),
+		does("client", gearman.PacketGetStatusUnique, "1"), finishes("H:host:1"),
+	}},
+	"cancelled, then its client lost": {acts: []act{
+		registers("f"), submits("f", "1"), grabs(), asks("cancel job H:host:1"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		does("worker", gearman.PacketWorkData, "H:host:1", "late"), does("worker", gearman.PacketWorkStatus, "H:host:1", "1", "2"),
+		does("second", gearman.PacketSubmitJob, "f", "1", ""), does("second", gearman.PacketGetStatusUnique, "1"),
+		hangsUp("client"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		does("worker", gearman.PacketWorkFail, "H:host:1"), asks("show jobs"),
+	}},
+	"cancelled, then worker lost": {acts: []act{
+		registers("f"), submits("f", "1"), grabs(), asks("cancel job H:host:1"), hangsUp("worker"), asks("show jobs"), registers("f"), grabs(),
+		asks("show jobs"),
+	}},
+	"background after foreground": {acts: []act{
+		registers("f"), submits("f", "1"), does("second", gearman.PacketSubmitJobBackground, "f", "1", ""), grabs(), asks("show jobs"),
+		does("second", gearman.PacketGetStatusUnique, "1"), hangsUp("client"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		finishes("H:host:1"),
+	}},
+	"one of two clients lost": {acts: []act{
+		registers("f"), submits("f", "1"), does("second", gearman.PacketSubmitJob, "f", "1", ""), grabs(), hangsUp("client"),
+		asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"), finishes("H:host:1"),
+	}},
+	"resubmitted while ignored and running": {acts: []act{
+		registers("f"), submits("f", "1"), grabs(), hangsUp("client"), does("second", gearman.PacketSubmitJob, "f", "1", ""),
+		asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"),
+		does("worker", gearman.PacketWorkData, "H:host:1", "news"), does("worker", gearman.PacketWorkFail, "H:host:1"),
+		does("second", gearman.PacketSubmitJob, "f", "1", ""), grabs(),
+	}},
+	"resubmitted while ignored, then worker lost": {acts: []act{
+		registers("f"), submits("f", "1"), grabs(), hangsUp("client"), does("second", gearman.PacketSubmitJob, "f", "1", ""),
+		hangsUp("worker"), asks("show jobs"), does("second", gearman.PacketGetStatusUnique, "1"), registers("f"), grabs(), asks("show jobs"),
+		does("second", gearman.PacketGetStatus, "H:host:1"), does("second", gearman.PacketSubmitJob, "f", "1", ""),
+	}},
+	"ignored job of a lost worker": {acts: []act{
+		registers("f"), submits("f", "1"), grabs(), hangsUp("client"), asks("show jobs"), hangsUp("worker"), asks("show jobs"),
+		registers("f"), grabs(), asks("show jobs"),
+	}},
+	"unique of two functions": {acts: []act{
+		registers("f"), registers("g"), submits("f", "1"), submits("g", "1"), grabs(), does("second", gearman.PacketGetStatusUnique, "1"),
+		grabs(), does("second", gearman.PacketGetStatusUnique, "1"), does("second", gearman.PacketGetStatusUnique, ""),
+	}},
 	"shapes of assignment": {acts: []act{
 		does("worker", gearman.PacketCanDoTimeout, "f", "100"), submits("f", "1"), submits("f", "2"), submits("f", "3"),
 		does("worker", gearman.PacketGrabJob), does("worker", gearman.PacketGrabJobAll), grabs(), grabs(),

@@ -98,7 +98,7 @@ func (p *player) play(number int, act act) {
 		p.awaitGone()
 	case act.line != "":
 		p.note("%d. %s: %s", number, act.connection, act.line)
-		_, err := io.WriteString(connection, act.line+"\n")
+		_, err := io.WriteString(connection, strings.ReplaceAll(act.line, "H:host:", "H:"+p.host+":")+"\n")
 		must(p.t, err)
 		for _, line := range p.answer(act.connection, act.line) {
 			p.note("    %s", line)
