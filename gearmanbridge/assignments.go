@@ -97,6 +97,11 @@ func (t *assignments) all() []*assignment {
 	return all
 }
 
+// from a Gearman server, by its name.
+func (t *assignments) from(server string) []*assignment {
+	return slices.DeleteFunc(t.all(), func(a *assignment) bool { return a.server != server })
+}
+
 // keys of the builds somebody waits for.
 func (t *assignments) keys() map[types.NamespacedName]bool {
 	t.mu.Lock()

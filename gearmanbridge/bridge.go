@@ -1,5 +1,6 @@
 // Package gearmanbridge is the Gearman side of the operator: requests become ZuulBuilds (intake.go), what becomes of those goes back as WORK_*
-// packets (report.go), and stop: sets spec.abort (commands.go). It knows the controllers only by the objects they share.
+// packets (report.go), stop: sets spec.abort (commands.go), and so do sweeps for builds that nobody waits for (sweep.go). It knows the controllers
+// only by the objects they share.
 package gearmanbridge
 
 import (
@@ -48,6 +49,10 @@ type Bridge struct {
 	MaxBuilds int
 	// GracePeriod is how long a build whose Gearman job is gone may wait for its unique to come back.
 	GracePeriod time.Duration
+	// SweepInterval is the longest time between two questions to a server whether anybody waits for its jobs still, 0 for DefaultSweepInterval.
+	SweepInterval time.Duration
+	// PingInterval and PingTimeout are those of gearman.Worker, 0 for its defaults.
+	PingInterval, PingTimeout time.Duration
 	// BuildURL is the address of the page of a build: percent-encoded ASCII.
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Worker   WorkerInfo
@@ -65,6 +70,8 @@ type session struct {
 	server     Server
 	builds     *gearman.Worker
 	management *gearman.Worker
+	// suspicion holds a token while the jobs of the server are to be asked for at once.
+	suspicion chan struct{}
 }
 
 // SetupWithManager registers the bridge with the manager: the sessions and the two controllers, one that keeps the functions right and one that
@@ -87,14 +94,16 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 }
 
 func (b *Bridge) newSession(server Server) *session {
-	s := &session{server: server}
+	s := &session{server: server, suspicion: make(chan struct{}, 1)}
 	logger := b.Logger.With("gearmanServer", server.Name)
 	s.builds = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_builds", Logger: logger,
-		Free: b.free,
+		Free: b.free, ServerError: func(code, _ string) { s.suspect(code) },
+		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
 	}
 	s.management = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
+		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
 	}
 	return s
 }
@@ -115,6 +124,7 @@ func (b *Bridge) Start(ctx context.Context) error {
 		if err := s.management.SetFunctions([]string{"stop:" + b.Manager}); err != nil {
 			return fmt.Errorf("manager name %q: %w", b.Manager, err)
 		}
+		running.Go(func() { b.sweepRegularly(ctx, s) })
 		for _, worker := range []*gearman.Worker{s.management, s.builds} {
 			running.Go(func() {
 				if err := worker.Run(ctx); err != nil {

@@ -115,6 +115,68 @@ func TestLostIsAbandoned(t *testing.T) {
 	}
 }
 
+// impatient is for tests of links that are silently gone.
+func impatient(bridge *Bridge) {
+	bridge.PingInterval, bridge.PingTimeout = 100*time.Millisecond, 300*time.Millisecond
+}
+
+// TestHalfOpenIsAdopted: a link that is silently gone is given up. When gearmand notices its end too, the job comes back to the same build.
+func TestHalfOpenIsAdopted(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f := startBridge(t, proxy.Address, impatient)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.runs(build)
+		first := f.awaitListener(build)
+		proxy.HalfOpen(true)
+		f.awaitAlone()
+		proxy.HalfOpen(false)
+		f.awaitListener(build, first)
+		after := f.build(request.State().UUID)
+		if builds := f.builds(); len(builds) != 1 || after.UID != build.UID || after.Spec.Abort {
+			t.Errorf("%d builds; uid %s, before %s; abort %v", len(builds), after.UID, build.UID, after.Spec.Abort)
+		}
+		f.ends(after, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+			t.Errorf("result %q after %d starts", state.Result, state.Starts)
+		}
+	})
+}
+
+// TestHalfOpenIsAbandoned: what geard had given out over a link that is silently gone never comes back, so the build is stopped after the grace period,
+// also while the server cannot be reached.
+func TestHalfOpenIsAbandoned(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Geard)
+	proxy := gearmantest.NewProxy(t, address)
+	f := startBridge(t, proxy.Address, func(bridge *Bridge) {
+		impatient(bridge)
+		bridge.GracePeriod = 500 * time.Millisecond
+	})
+	f.job("unit")
+	zuul := dialZuul(t, address, zuulclient.Zuul2)
+	request := submit(t, zuul, zuulclient.Request{Job: "unit"})
+	awaitStart(t, request)
+	f.runs(f.build(request.State().UUID))
+	proxy.HalfOpen(true)
+	f.ends(f.awaitAbandoned(request.State().UUID), v1alpha1.PhaseLost, "")
+	if state := request.State(); state.Ended() {
+		t.Errorf("Zuul was told %s %q over a silent link", state.Outcome, state.Result)
+	}
+	proxy.HalfOpen(false)
+	if state := awaitEnd(t, request); state.Outcome != zuulclient.Retry {
+		t.Errorf("Zuul made of it %s", state.Outcome)
+	}
+	again := submit(t, zuul, zuulclient.Request{Job: "unit"})
+	awaitStart(t, again)
+	f.ends(f.build(again.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
+	if state := awaitEnd(t, again); state.Result != "SUCCESS" {
+		t.Errorf("result %q", state.Result)
+	}
+}
+
 // TestStaleHandle: a server that restarts gives out the same handles again. The end of a build from before must not end the one that has its handle.
 func TestStaleHandle(t *testing.T) {
 	for _, behaviour := range []gearman.Behaviour{gearman.Gearmand, gearman.Geard} {

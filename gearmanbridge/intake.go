@@ -51,6 +51,7 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 	b.assignments.add(a)
 	running.Go(func() {
 		b.intake(ctx, a)
+		b.sweep(ctx, []*assignment{a}, nil) // geard 0.4 gives out jobs whose client is gone
 		select {
 		case <-job.Done():
 		case <-ctx.Done():
