@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -258,7 +259,7 @@ func TestSweepKeepsServersApart(t *testing.T) {
 // TestIgnoredIsNotJoinedForLong: who asks gearmand for the unique of a job it ignores is joined to that job, and is told at once to ask again.
 func TestIgnoredIsNotJoinedForLong(t *testing.T) {
 	onEveryGearmand(t, func(t *testing.T, address string) {
-		f := startBridge(t, address, func(bridge *Bridge) { bridge.SweepInterval = time.Second })
+		f := startBridge(t, address, never)
 		f.job("unit")
 		gone := dialZuul(t, address, zuulclient.Zuul2)
 		first := submit(t, gone, zuulclient.Request{Job: "unit"})
@@ -275,6 +276,8 @@ func TestIgnoredIsNotJoinedForLong(t *testing.T) {
 		if joined.State().Handle != first.State().Handle {
 			t.Fatalf("not joined: handles %s and %s", joined.State().Handle, first.State().Handle)
 		}
+		server := f.bridge.Servers[0]
+		f.bridge.sweep(testContext(t), f.bridge.assignments.from(server.Name), f.bridge.ignored(testContext(t), server))
 		if state, err := joined.Wait(testContext(t)); err != nil || state.Outcome != zuulclient.Retry {
 			t.Errorf("outcome %s, %v", state.Outcome, err)
 		}
@@ -329,8 +332,8 @@ func TestGhostIsSwept(t *testing.T) {
 	f.checkFailedOnce(proxy, f.awaitAbandoned(request.State().UUID), request.State().Handle)
 }
 
-// forgetfulServer assigns one job, and tells when asked that it knows it until it forgets it. Each error is sent as ERROR of that code.
-func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, errors <-chan string) (address string) {
+// forgetfulServer assigns one job, and tells when asked that it knows it until it forgets it. Each code is sent as an ERROR.
+func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, codes <-chan string) (address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -342,7 +345,9 @@ func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, errors
 			for _, arg := range args {
 				packet.Args = append(packet.Args, []byte(arg))
 			}
-			_ = gearman.WritePacket(connection, packet)
+			var whole bytes.Buffer // errors are sent beside the answers
+			_ = gearman.WritePacket(&whole, packet)
+			_, _ = connection.Write(whole.Bytes())
 		}
 		builds := false
 		for {
@@ -362,7 +367,7 @@ func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, errors
 				answer(gearman.PacketJobAssignUniq, "H:host:1", "build:unit", unique, "{}")
 			case gearman.PacketWorkStatus:
 				go func() {
-					for code := range errors {
+					for code := range codes {
 						answer(gearman.PacketError, code, "text")
 					}
 				}()
@@ -392,21 +397,21 @@ func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, errors
 func TestJobNotFoundIsLookedInto(t *testing.T) {
 	unique := zuulclient.NewUUID()
 	var forgotten atomic.Bool
-	errors := make(chan string)
-	defer close(errors)
-	proxy := gearmantest.NewProxy(t, forgetfulServer(t, unique, &forgotten, errors))
+	codes := make(chan string)
+	defer close(codes)
+	proxy := gearmantest.NewProxy(t, forgetfulServer(t, unique, &forgotten, codes))
 	f := startBridge(t, proxy.Address, never)
 	f.job("unit")
 	build := f.build(unique)
 	f.awaitListener(build)
-	errors <- "JOB_NOT_FOUND"
+	codes <- "JOB_NOT_FOUND"
 	f.awaitQuestions(proxy, "H:host:1", 1)
 	forgotten.Store(true)
 	if build = f.build(unique); build.Spec.Abort {
 		t.Fatal("stopped while the server knew the job")
 	}
-	errors <- "UNKNOWN_OPTION"
-	errors <- "JOB_NOT_FOUND"
+	codes <- "UNKNOWN_OPTION"
+	codes <- "JOB_NOT_FOUND"
 	f.checkFailedOnce(proxy, f.awaitAbandoned(unique), "H:host:1")
 }
 
