@@ -171,19 +171,18 @@ func TestHealthyIsNotSwept(t *testing.T) {
 	})
 }
 
-// awaitQuestions waits until so many more GET_STATUS for the handle went through the proxy.
-func (f *fixture) awaitQuestions(proxy *gearmantest.Proxy, handle string, more int) {
+// awaitQuestions waits until so many GET_STATUS for the handle, at least, went through the proxy.
+func (f *fixture) awaitQuestions(proxy *gearmantest.Proxy, handle string, least int) {
 	f.t.Helper()
-	asked := func() (count int) {
+	gearmantest.Eventually(f.t, patience, "sweeps", func() bool {
+		asked := 0
 		for _, packet := range proxy.Packets(gearmantest.ToServer) {
 			if packet.Type == gearman.PacketGetStatus && string(packet.Args[0]) == handle {
-				count++
+				asked++
 			}
 		}
-		return count
-	}
-	before := asked()
-	gearmantest.Eventually(f.t, patience, "sweeps", func() bool { return asked() >= before+more })
+		return asked >= least
+	})
 }
 
 // TestBackgroundJobIsNotSwept: a job that was submitted in the background never had a client, and runs to its end. geard knows no such jobs.
@@ -227,7 +226,7 @@ func TestSweepKeepsServersApart(t *testing.T) {
 			addresses := []string{start(t), start(t)}
 			proxies := []*gearmantest.Proxy{gearmantest.NewProxy(t, addresses[0]), gearmantest.NewProxy(t, addresses[1])}
 			f := startBridge(t, "", func(bridge *Bridge) {
-				often(bridge)
+				never(bridge)
 				bridge.Servers = []Server{{Name: "zero", Address: proxies[0].Address}, {Name: "one", Address: proxies[1].Address}}
 			})
 			f.job("unit")
@@ -242,8 +241,10 @@ func TestSweepKeepsServersApart(t *testing.T) {
 				t.Fatalf("handles %s and %s differ: the test shows nothing", handle, other)
 			}
 			must(t, dialAdmin(t, addresses[0]).CancelJob(testContext(t), handle))
+			for _, server := range f.bridge.Servers {
+				f.bridge.sweep(t.Context(), f.bridge.assignments.from(server.Name), f.bridge.ignored(t.Context(), server))
+			}
 			f.checkFailedOnce(proxies[0], f.awaitAbandoned(requests[0].State().UUID), handle)
-			f.awaitQuestions(proxies[1], handle, 3)
 			build := f.build(requests[1].State().UUID)
 			if build.Spec.Abort {
 				t.Error("the build of the other server was stopped")
@@ -332,8 +333,8 @@ func TestGhostIsSwept(t *testing.T) {
 	f.checkFailedOnce(proxy, f.awaitAbandoned(request.State().UUID), request.State().Handle)
 }
 
-// forgetfulServer assigns one job, and tells when asked that it knows it until it forgets it. Each code is sent as an ERROR.
-func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, codes <-chan string) (address string) {
+// forgetfulServer assigns one job, and asks knows whether it knows it still. Each code is sent as an ERROR.
+func forgetfulServer(t *testing.T, unique string, knows func() bool, codes <-chan string) (address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -373,7 +374,7 @@ func forgetfulServer(t *testing.T, unique string, forgotten *atomic.Bool, codes 
 				}()
 			case gearman.PacketGetStatus:
 				known := "1"
-				if forgotten.Load() && string(packet.Args[0]) == "H:host:1" {
+				if string(packet.Args[0]) == "H:host:1" && !knows() {
 					known = "0"
 				}
 				answer(gearman.PacketStatusRes, string(packet.Args[0]), known, known, "0", "0")
@@ -399,13 +400,14 @@ func TestJobNotFoundIsLookedInto(t *testing.T) {
 	var forgotten atomic.Bool
 	codes := make(chan string)
 	defer close(codes)
-	proxy := gearmantest.NewProxy(t, forgetfulServer(t, unique, &forgotten, codes))
+	proxy := gearmantest.NewProxy(t, forgetfulServer(t, unique, func() bool { return !forgotten.Load() }, codes))
 	f := startBridge(t, proxy.Address, never)
 	f.job("unit")
 	build := f.build(unique)
 	f.awaitListener(build)
+	f.awaitQuestions(proxy, "H:host:1", 1) // the one at the assignment
 	codes <- "JOB_NOT_FOUND"
-	f.awaitQuestions(proxy, "H:host:1", 1)
+	f.awaitQuestions(proxy, "H:host:1", 2)
 	forgotten.Store(true)
 	if build = f.build(unique); build.Spec.Abort {
 		t.Fatal("stopped while the server knew the job")
@@ -413,6 +415,70 @@ func TestJobNotFoundIsLookedInto(t *testing.T) {
 	codes <- "UNKNOWN_OPTION"
 	codes <- "JOB_NOT_FOUND"
 	f.checkFailedOnce(proxy, f.awaitAbandoned(unique), "H:host:1")
+}
+
+// TestFinishedMeanwhileIsNotSwept: that the server knows a job no more means nothing if we finished it ourselves before the answer came.
+func TestFinishedMeanwhileIsNotSwept(t *testing.T) {
+	unique := zuulclient.NewUUID()
+	questions := make(chan chan bool)
+	knows := func() bool {
+		answer := make(chan bool)
+		select {
+		case questions <- answer:
+			return <-answer
+		case <-t.Context().Done():
+			return true
+		}
+	}
+	f := startBridge(t, forgetfulServer(t, unique, knows, nil), never)
+	f.job("unit")
+	<-questions <- true // the one at the assignment
+	build := f.build(unique)
+	listener := f.awaitListener(build)
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		f.bridge.sweep(t.Context(), []*assignment{listener}, nil)
+	}()
+	answer := <-questions
+	must(t, listener.job.Fail())
+	answer <- false
+	<-swept
+	if build := f.build(unique); build.Spec.Abort {
+		t.Error("stopped")
+	}
+}
+
+// TestEndedIsReported: a sweep leaves the job of a build that has ended to the reporter, however late that is.
+func TestEndedIsReported(t *testing.T) {
+	unique := zuulclient.NewUUID()
+	var forgotten atomic.Bool
+	proxy := gearmantest.NewProxy(t, forgetfulServer(t, unique, func() bool { return !forgotten.Load() }, nil))
+	f := startBridge(t, proxy.Address, never)
+	f.job("unit")
+	build := f.build(unique)
+	listener := f.awaitListener(build)
+	listener.sending.Lock()
+	f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+	f.awaitSeen(build, "the end of the build", (*v1alpha1.ZuulBuild).Complete)
+	forgotten.Store(true)
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		f.bridge.sweep(t.Context(), []*assignment{listener}, nil)
+	}()
+	select {
+	case <-swept:
+	case <-time.After(patience):
+		t.Error("the sweep waits to finish the job")
+	}
+	listener.sending.Unlock()
+	<-swept
+	<-listener.job.Done()
+	gearmantest.Eventually(t, patience, "the end", func() bool { return len(finals(proxy, "H:host:1")) > 0 })
+	if got := finals(proxy, "H:host:1"); got[gearman.PacketWorkComplete] != 1 || len(got) != 1 {
+		t.Errorf("finishing packets %v", got)
+	}
 }
 
 // stubborn refuses the first writes.
