@@ -111,9 +111,9 @@ func (b *Bridge) sweep(ctx context.Context, jobs []*assignment, ignored map[stri
 		asking.Go(func() { reasons[i] = whyNobodyWaits(questions, a.job, ignored) })
 	}
 	asking.Wait()
-	for i, reason := range reasons {
-		if reason != "" {
-			b.endOrphan(ctx, jobs[i], reason)
+	for i, a := range jobs {
+		if reasons[i] != "" {
+			b.endOrphan(ctx, a, reasons[i])
 		}
 	}
 }
