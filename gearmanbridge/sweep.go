@@ -2,6 +2,7 @@ package gearmanbridge
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -79,7 +80,14 @@ func (b *Bridge) ignored(ctx context.Context, server Server) map[string]bool {
 }
 
 func ignoredJobs(ctx context.Context, server Server) (map[string]bool, error) {
-	admin, err := gearman.DialAdmin(ctx, server.Address, server.TLS)
+	var config *tls.Config
+	if server.TLS != nil {
+		var err error
+		if config, err = server.TLS(); err != nil {
+			return nil, err
+		}
+	}
+	admin, err := gearman.DialAdmin(ctx, server.Address, config)
 	if err != nil {
 		return nil, err
 	}
