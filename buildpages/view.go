@@ -76,7 +76,7 @@ func describe(build *v1alpha1.ZuulBuild, now time.Time) buildView {
 		view.Reason = ""
 	}
 	for _, name := range slices.Sorted(maps.Keys(build.Spec.Parameters)) {
-		view.Parameters = append(view.Parameters, fact{name, build.Spec.Parameters[name]})
+		view.Parameters = append(view.Parameters, fact{beginning(name), beginning(build.Spec.Parameters[name])})
 	}
 	return view
 }
@@ -124,7 +124,7 @@ func zuulFacts(parameters map[string]string) []fact {
 		{"New revision", parameters["ZUUL_NEWREV"]},
 	} {
 		if candidate.Value != "" {
-			facts = append(facts, candidate)
+			facts = append(facts, fact{candidate.Label, beginning(candidate.Value)})
 		}
 	}
 	return facts
@@ -180,7 +180,7 @@ func describeRow(build *v1alpha1.ZuulBuild, now time.Time) overviewRow {
 	row := overviewRow{
 		buildView: describe(build, now),
 		Path:      strings.TrimPrefix(BuildPath(build.Name), "/") + "?namespace=" + url.QueryEscape(build.Namespace),
-		Project:   build.Spec.Parameters["ZUUL_PROJECT"],
+		Project:   beginning(build.Spec.Parameters["ZUUL_PROJECT"]),
 		Created:   build.CreationTimestamp.Time,
 	}
 	row.Change = build.Spec.Parameters["ZUUL_CHANGE"]
@@ -190,6 +190,7 @@ func describeRow(build *v1alpha1.ZuulBuild, now time.Time) overviewRow {
 	if row.Change == "" {
 		row.Change = build.Spec.Parameters["ZUUL_REFNAME"]
 	}
+	row.Change = beginning(row.Change)
 	return row
 }
 
@@ -219,6 +220,17 @@ func visible(text string) string {
 		}
 	}
 	return out.String()
+}
+
+// maxShown is how many bytes of a parameter a page shows: one may have a MiB, which the ZuulBuild tells whole.
+const maxShown = 4096
+
+// beginning is a text, or as much of it as a page shows and how long it is.
+func beginning(text string) string {
+	if len(text) <= maxShown {
+		return text
+	}
+	return fmt.Sprintf("%s… (%d bytes in all)", strings.ToValidUTF8(text[:maxShown], ""), len(text))
 }
 
 // duration is a length of time for people: its two largest units. Clocks of different machines may make it negative; then it is 0 s.

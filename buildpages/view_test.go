@@ -2,8 +2,10 @@ package buildpages
 
 import (
 	"net/url"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -101,6 +103,28 @@ func TestEventsOfATagBuild(t *testing.T) {
 	wantFacts := []fact{{"Project", "tools/widget"}, {"Ref name", "refs/tags/1.0"}, {"New revision", "abc"}}
 	if difference := cmp.Diff(wantFacts, view.Facts); difference != "" {
 		t.Errorf("facts (-want +got):\n%s", difference)
+	}
+}
+
+func TestLongParametersAreShownInPart(t *testing.T) {
+	long := strings.Repeat("é", 100_000)
+	build := newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) {
+		b.Spec.Parameters = map[string]string{"LONG": long, "SHORT": long[:maxShown], "ZUUL_CHANGE": long, "ZUUL_PROJECT": long}
+	})
+	row := describeRow(build, start)
+	cut := long[:maxShown] + "… (200000 bytes in all)"
+	want := []fact{{"LONG", cut}, {"SHORT", long[:maxShown]}, {"ZUUL_CHANGE", cut}, {"ZUUL_PROJECT", cut}}
+	if difference := cmp.Diff(want, row.Parameters); difference != "" {
+		t.Errorf("parameters (-want +got):\n%.1000s", difference)
+	}
+	if difference := cmp.Diff([]fact{{"Project", cut}, {"Change", cut}}, row.Facts); difference != "" {
+		t.Errorf("facts (-want +got):\n%.1000s", difference)
+	}
+	if row.Project != cut || row.Change != cut {
+		t.Errorf("a row shows a project of %d bytes and a change of %d", len(row.Project), len(row.Change))
+	}
+	if got := beginning("x" + long); !utf8.ValidString(got) {
+		t.Error("a character is cut in two")
 	}
 }
 

@@ -2,7 +2,9 @@ package controllers
 
 import (
 	"cmp"
+	"iter"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"time"
@@ -18,51 +20,50 @@ import (
 const (
 	workspacePath = "/workspace"
 	homePath      = "/home/zuul"
+	// The volumes the operator adds to templates, by names that leave theirs free.
+	workspaceVolume  = "zuulbuild-workspace"
+	parametersVolume = "zuulbuild-parameters"
 	// scriptUser runs scripts: an ordinary user, as restricted Pod Security asks for, whatever the image's own is.
 	scriptUser = 1000
 )
 
-// buildPod makes the Pod of a build. class may be nil: then the node the build asks for is the label zuulbuild.dev/node. The error is the
-// job's or the request's fault, and says which part of it cannot become a Pod.
-func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass, url string) (*corev1.Pod, error) {
+// buildPod makes the Pod of a build, and the ConfigMap it mounts, which is nil where every parameter fits into the environment. class may be nil:
+// then the node the build asks for is the label zuulbuild.dev/node. The error is the job's or the request's fault, and says which part of it cannot
+// become a Pod.
+func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass, url string) (*corev1.Pod, *corev1.ConfigMap, error) {
 	own := buildVariables(build, url)
 	var template *corev1.PodTemplateSpec
 	if job.Spec.Template != nil {
 		template = job.Spec.Template.DeepCopy()
+		addWorkspace(&template.Spec)
 	} else {
 		command, err := scriptCommand(job.Spec.Script)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		template = scriptTemplate(job, command)
 		own = append(own, corev1.EnvVar{Name: "HOME", Value: homePath})
 	}
-	parameters, err := parameterVariables(build.Spec.Parameters, own)
+	parameters, err := deliverParameters(build.Spec.Parameters, own, len(template.Spec.InitContainers)+len(template.Spec.Containers))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Name:            build.Name,
-			Namespace:       build.Namespace,
-			Labels:          map[string]string{},
-			Annotations:     map[string]string{},
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(build, v1alpha1.GroupVersion.WithKind("ZuulBuild"))},
-		},
-		Spec: template.Spec,
-	}
+	pod := &corev1.Pod{ObjectMeta: ownedMeta(build), Spec: template.Spec}
 	maps.Copy(pod.Labels, template.Labels)
 	maps.Copy(pod.Annotations, template.Annotations)
 	pod.Labels[v1alpha1.LabelBuild] = build.Name
 	pod.Annotations[v1alpha1.AnnotationJob] = build.Spec.Job
 	pod.Annotations[v1alpha1.AnnotationNumber] = strconv.FormatInt(build.Spec.Number, 10)
 
-	for i := range pod.Spec.InitContainers {
-		addVariables(&pod.Spec.InitContainers[i], parameters, own)
+	for container := range allContainers(&pod.Spec) {
+		addVariables(container, &parameters, own)
 	}
-	for i := range pod.Spec.Containers {
-		addVariables(&pod.Spec.Containers[i], parameters, own)
+	var files *corev1.ConfigMap
+	if len(parameters.files) > 0 {
+		files = &corev1.ConfigMap{ObjectMeta: ownedMeta(build), BinaryData: parameters.files, Immutable: ptr.To(true)}
+		mountEverywhere(&pod.Spec, corev1.VolumeMount{Name: parametersVolume, MountPath: parametersPath, ReadOnly: true},
+			corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: files.Name}}})
 	}
 	placePod(&pod.Spec, build.Spec.Node, class)
 	restrictPod(&pod.Spec)
@@ -71,7 +72,18 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	pod.Spec.ActiveDeadlineSeconds = ptr.To(int64((limits.pending + limits.run) / time.Second))
 	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(limits.abort / time.Second))
-	return pod, nil
+	return pod, files, nil
+}
+
+// ownedMeta is what the objects of a build have in common: its own name, and that they go with it.
+func ownedMeta(build *v1alpha1.ZuulBuild) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name:            build.Name,
+		Namespace:       build.Namespace,
+		Labels:          map[string]string{v1alpha1.LabelBuild: build.Name},
+		Annotations:     map[string]string{},
+		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(build, v1alpha1.GroupVersion.WithKind("ZuulBuild"))},
+	}
 }
 
 // scriptTemplate is the Pod of a job that is an image and a script: a workspace and a home of its own, both writable by the script's user.
@@ -99,12 +111,44 @@ func scriptTemplate(job *v1alpha1.ZuulJob, command []string) *corev1.PodTemplate
 	}}
 }
 
+// addWorkspace gives a template that mounts nothing at WORKSPACE an empty directory there, one for all its containers: scripts that were written for
+// Jenkins begin with `cd "$WORKSPACE"`.
+func addWorkspace(spec *corev1.PodSpec) {
+	for container := range allContainers(spec) {
+		if slices.ContainsFunc(container.VolumeMounts, func(mount corev1.VolumeMount) bool { return path.Clean(mount.MountPath) == workspacePath }) {
+			return
+		}
+	}
+	mountEverywhere(spec, corev1.VolumeMount{Name: workspaceVolume, MountPath: workspacePath}, corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}})
+}
+
+// mountEverywhere adds a volume and mounts it in every container.
+func mountEverywhere(spec *corev1.PodSpec, mount corev1.VolumeMount, source corev1.VolumeSource) {
+	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: mount.Name, VolumeSource: source})
+	for container := range allContainers(spec) {
+		container.VolumeMounts = append(container.VolumeMounts, mount)
+	}
+}
+
+// allContainers are those that run before the main ones, then the main ones.
+func allContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
+	return func(yield func(*corev1.Container) bool) {
+		for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+			for i := range containers {
+				if !yield(&containers[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // addVariables gives a container the parameters and the operator's variables. They come first, so that variables of the template may refer to
-// them as $(ZUUL_PROJECT), and win over variables of the same name.
-func addVariables(container *corev1.Container, parameters, own []corev1.EnvVar) {
-	variables := slices.Concat(parameters, own)
+// them as $(ZUUL_PROJECT), and win over variables of the same name, as does a parameter that is a file.
+func addVariables(container *corev1.Container, parameters *delivery, own []corev1.EnvVar) {
+	variables := slices.Concat(parameters.variables, own)
 	for _, variable := range container.Env {
-		if !hasVariable(variables, variable.Name) {
+		if !hasVariable(variables, variable.Name) && !slices.Contains(parameters.unset, variable.Name) {
 			variables = append(variables, variable)
 		}
 	}
@@ -148,30 +192,26 @@ func restrictPod(spec *corev1.PodSpec) {
 	}
 	spec.SecurityContext.RunAsNonRoot = cmp.Or(spec.SecurityContext.RunAsNonRoot, ptr.To(true))
 	spec.SecurityContext.SeccompProfile = cmp.Or(spec.SecurityContext.SeccompProfile, &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault})
-	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
-		for i := range containers {
-			if containers[i].SecurityContext == nil {
-				containers[i].SecurityContext = &corev1.SecurityContext{}
-			}
-			context := containers[i].SecurityContext
-			privileged := context.Privileged != nil && *context.Privileged
-			if context.AllowPrivilegeEscalation == nil && !privileged {
-				context.AllowPrivilegeEscalation = ptr.To(false)
-			}
-			if context.Capabilities == nil && !privileged {
-				context.Capabilities = &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}
-			}
+	for container := range allContainers(spec) {
+		if container.SecurityContext == nil {
+			container.SecurityContext = &corev1.SecurityContext{}
+		}
+		context := container.SecurityContext
+		privileged := context.Privileged != nil && *context.Privileged
+		if context.AllowPrivilegeEscalation == nil && !privileged {
+			context.AllowPrivilegeEscalation = ptr.To(false)
+		}
+		if context.Capabilities == nil && !privileged {
+			context.Capabilities = &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}
 		}
 	}
 }
 
 // memoryLimit of a container as a person writes it, or "" where it has none.
 func memoryLimit(spec *corev1.PodSpec, container string) string {
-	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
-		for i := range containers {
-			if limit, ok := containers[i].Resources.Limits[corev1.ResourceMemory]; ok && containers[i].Name == container && limit.Cmp(resource.Quantity{}) > 0 {
-				return limit.String()
-			}
+	for c := range allContainers(spec) {
+		if limit, ok := c.Resources.Limits[corev1.ResourceMemory]; ok && c.Name == container && limit.Cmp(resource.Quantity{}) > 0 {
+			return limit.String()
 		}
 	}
 	return ""

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func templateJob(spec corev1.PodSpec) *v1alpha1.ZuulJob {
 
 func mustBuildPod(t *testing.T, build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass) *corev1.Pod {
 	t.Helper()
-	pod, err := buildPod(build, job, class, "https://builds.example.org/u-1")
+	pod, _, err := buildPod(build, job, class, "https://builds.example.org/u-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +204,8 @@ func TestTemplateIsLeftAlone(t *testing.T) {
 		TerminationGracePeriodSeconds: ptr.To(int64(5)),
 		SecurityContext:               &corev1.PodSecurityContext{RunAsNonRoot: ptr.To(false), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}},
 		Containers: []corev1.Container{
-			{Name: "build", Command: []string{"run", "$(ZUUL_PROJECT)"}, SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true)}},
+			{Name: "build", Command: []string{"run", "$(ZUUL_PROJECT)"}, SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true)},
+				VolumeMounts: []corev1.VolumeMount{{Name: "mine", MountPath: "/workspace/"}}},
 			{Name: "partly", SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: ptr.To(true), Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}},
 		},
 	})
@@ -231,6 +233,88 @@ func TestTemplateIsLeftAlone(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]string{"note": "b", "zuulbuild.dev/job": "gate-Project.unit_tests", "zuulbuild.dev/number": "7"}, pod.Annotations); diff != "" {
 		t.Errorf("annotations (-want +got):\n%s", diff)
+	}
+}
+
+func TestTemplateWorkspace(t *testing.T) {
+	mount := func(name, path string) []corev1.VolumeMount {
+		return []corev1.VolumeMount{{Name: name, MountPath: path}}
+	}
+	cases := map[string]struct {
+		init, build []corev1.VolumeMount
+		added       bool
+	}{
+		"nothing mounted":       {nil, nil, true},
+		"mounted elsewhere":     {mount("src", "/src"), mount("src", "/workspace/src"), true},
+		"mounted in the build":  {nil, mount("src", "/workspace"), false},
+		"mounted in an init":    {mount("src", "/workspace/."), nil, false},
+		"a name that begins so": {nil, mount("src", "/workspaces"), true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			job := templateJob(corev1.PodSpec{
+				InitContainers: []corev1.Container{{Name: "init", VolumeMounts: c.init}},
+				Containers:     []corev1.Container{{Name: "build", VolumeMounts: c.build}, {Name: "database"}},
+			})
+			spec := mustBuildPod(t, newBuild(), job, nil).Spec
+			for container := range allContainers(&spec) {
+				want := map[string][]corev1.VolumeMount{"init": c.init, "build": c.build}[container.Name]
+				if c.added {
+					want = slices.Concat(want, mount("zuulbuild-workspace", "/workspace"))
+				}
+				if diff := cmp.Diff(want, container.VolumeMounts); diff != "" {
+					t.Errorf("mounts of %s (-want +got):\n%s", container.Name, diff)
+				}
+				if container.WorkingDir != "" {
+					t.Errorf("%s works in %s", container.Name, container.WorkingDir)
+				}
+			}
+			if added := len(spec.Volumes) > 0; added != c.added {
+				t.Errorf("volumes %v", spec.Volumes)
+			}
+		})
+	}
+}
+
+func TestFilesArePutIntoThePod(t *testing.T) {
+	build := newBuild()
+	build.Spec.Parameters["LONG"] = strings.Repeat("x", maxEnvironmentString)
+	job := templateJob(corev1.PodSpec{
+		InitContainers: []corev1.Container{{Name: "prepare"}},
+		Containers:     []corev1.Container{{Name: "build", Env: []corev1.EnvVar{{Name: "LONG", Value: "default"}, {Name: "LONG_FILE", Value: "/dev/null"}}}, {Name: "database"}},
+	})
+	pod, files, err := buildPod(build, job, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "u-1", Namespace: "builds", Labels: map[string]string{"zuulbuild.dev/build": "u-1"}, Annotations: map[string]string{},
+			OwnerReferences: pod.OwnerReferences,
+		},
+		BinaryData: map[string][]byte{"LONG": []byte(build.Spec.Parameters["LONG"])},
+		Immutable:  ptr.To(true),
+	}
+	if diff := cmp.Diff(want, files); diff != "" {
+		t.Errorf("ConfigMap (-want +got):\n%.2000s", diff)
+	}
+	volume := corev1.Volume{Name: "zuulbuild-parameters", VolumeSource: corev1.VolumeSource{
+		ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "u-1"}},
+	}}
+	if diff := cmp.Diff(volume, pod.Spec.Volumes[len(pod.Spec.Volumes)-1]); diff != "" {
+		t.Errorf("volume (-want +got):\n%s", diff)
+	}
+	for container := range allContainers(&pod.Spec) {
+		mount := corev1.VolumeMount{Name: "zuulbuild-parameters", MountPath: "/zuulbuild/parameters", ReadOnly: true}
+		if !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return cmp.Equal(m, mount) }) {
+			t.Errorf("container %s mounts %v", container.Name, container.VolumeMounts)
+		}
+		if hasVariable(container.Env, "LONG") {
+			t.Errorf("container %s has a variable LONG, which is a file", container.Name)
+		}
+		if !slices.Contains(container.Env, corev1.EnvVar{Name: "LONG_FILE", Value: "/zuulbuild/parameters/LONG"}) || slices.Contains(container.Env, corev1.EnvVar{Name: "LONG_FILE", Value: "/dev/null"}) {
+			t.Errorf("container %s is not told the file", container.Name)
+		}
 	}
 }
 
@@ -266,7 +350,7 @@ func TestUnbuildable(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := buildPod(c.build, c.job, nil, "")
+			_, _, err := buildPod(c.build, c.job, nil, "")
 			if err == nil {
 				t.Fatal("a Pod was made")
 			}

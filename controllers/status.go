@@ -100,6 +100,11 @@ func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.
 	}
 	s.build.Status.URL = r.BuildURL(s.build)
 	completes := s.build.Complete() && !before.Complete()
+	if completes {
+		if err := r.cordon(ctx, s.build); err != nil {
+			return err
+		}
+	}
 	after := before.DeepCopy()
 	after.Status = s.build.Status
 	switch err := r.Status().Patch(ctx, after, client.MergeFrom(before)); {

@@ -62,10 +62,15 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	if err != nil {
 		return false, err
 	}
-	pod, err := buildPod(s.build, s.job, class, r.BuildURL(s.build))
+	pod, files, err := buildPod(s.build, s.job, class, r.BuildURL(s.build))
 	if err != nil {
 		s.end(unbuildable(err))
 		return true, nil
+	}
+	if files != nil {
+		if done, err := r.ensureFiles(ctx, s, files); done || err != nil {
+			return done, err
+		}
 	}
 	err = r.Create(ctx, pod)
 	switch {
@@ -76,18 +81,33 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 		return true, nil
 	case apierrors.IsAlreadyExists(err):
 		return true, r.adopt(ctx, s)
+	default:
+		return s.notCreated("Pod", err)
+	}
+}
+
+// notCreated is what becomes of a build where the API server does not take its Pod, or what the Pod needs.
+func (s *scope) notCreated(what string, err error) (bool, error) {
+	switch {
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):
 		s.awaitQuota(err)
 		return true, nil
 	case apierrors.IsForbidden(err):
-		s.end(failed(ReasonForbidden, "the API server does not let the Pod be: %v", err))
+		s.end(failed(ReasonForbidden, "the API server does not let the %s be: %v", what, err))
 		return true, nil
-	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err):
-		s.end(failed(ReasonInvalidPod, "the API server does not take the Pod: %v", err))
+	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || tooLarge(err):
+		s.end(failed(ReasonInvalidPod, "the API server does not take the %s: %v", what, err))
 		return true, nil
 	default:
 		return false, err
 	}
+}
+
+// tooLarge tells an object that is more than the API server reads, or than etcd stores: the API server passes on what etcd, or its own client of
+// etcd, says of that as an error without a reason.
+func tooLarge(err error) bool {
+	return apierrors.IsRequestEntityTooLargeError(err) || strings.Contains(err.Error(), "etcdserver: request is too large") ||
+		strings.Contains(err.Error(), "trying to send message larger than max")
 }
 
 // unbuildable is the verdict where no Pod could be made of the build's parameters or the job's template.
@@ -167,8 +187,8 @@ func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.Na
 	return r.deletePod(ctx, pod)
 }
 
-func ownedBy(pod *corev1.Pod, build *v1alpha1.ZuulBuild) bool {
-	owner := metav1.GetControllerOf(pod)
+func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
+	owner := metav1.GetControllerOf(object)
 	return owner != nil && owner.UID == build.UID
 }
 

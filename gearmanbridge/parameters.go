@@ -10,8 +10,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxParameterBytes bounds names and values together: an object of the Kubernetes API may have about 1.5 MiB.
-const maxParameterBytes = 1 << 20
+const (
+	// maxParameterBytes bounds the parameters as the JSON a ZuulBuild is stored as, in which a control character or one of <>& takes six bytes: etcd
+	// takes 1.5 MiB for the whole object.
+	maxParameterBytes = 1 << 20
+	// maxParameters is how many a ZuulBuild may have.
+	maxParameters = 1000
+)
 
 // readParameters turns the argument of a build: request, a JSON object, into strings as the Gearman plugin did (protocol section 6): a string as it
 // is, a number as it was written, true and false, null as "", and an object or array as its JSON text. The error says what is wrong with the argument.
@@ -36,18 +41,23 @@ func readParameters(argument []byte) (map[string]string, error) {
 	if err := checkSurrogates(argument); err != nil {
 		return nil, fmt.Errorf("the argument of the request cannot be told in UTF-8: %w", err)
 	}
+	if len(values) > maxParameters {
+		return nil, fmt.Errorf("the request has %d parameters; at most %d can be kept", len(values), maxParameters)
+	}
 	parameters := make(map[string]string, len(values))
-	size := 0
 	for name, value := range values {
 		text, err := parameterText(value)
 		if err != nil {
 			return nil, fmt.Errorf("parameter %q: %w", name, err)
 		}
 		parameters[name] = text
-		size += len(name) + len(text)
 	}
-	if size > maxParameterBytes {
-		return nil, fmt.Errorf("the parameters have %d bytes; at most %d can be kept", size, maxParameterBytes)
+	stored, err := json.Marshal(parameters)
+	if err != nil {
+		return nil, err
+	}
+	if len(stored) > maxParameterBytes {
+		return nil, fmt.Errorf("the parameters have %d bytes as JSON; at most %d can be kept", len(stored), maxParameterBytes)
 	}
 	return parameters, nil
 }

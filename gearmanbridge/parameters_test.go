@@ -3,11 +3,14 @@ package gearmanbridge
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"zuulbuild.dev/zuulbuild/hack/doctable"
 )
 
 func TestReadParameters(t *testing.T) {
@@ -31,7 +34,8 @@ func TestReadParameters(t *testing.T) {
 		},
 		"escapes":           {`{"a": "\\ud800 \/\b\f\t", "b": "\u00e9\ud83d\ude00\uFFFD"}`, map[string]string{"a": `\ud800 /` + "\b\f\t", "b": "é😀\uFFFD"}},
 		"UTF-8":             {`{"é": "日本"}`, map[string]string{"é": "日本"}},
-		"as much as can be": {`{"a": "` + strings.Repeat("x", maxParameterBytes-1) + `"}`, map[string]string{"a": strings.Repeat("x", maxParameterBytes-1)}},
+		"as much as can be": {filled("x", maxParameterBytes-len(`{"a":""}`)), map[string]string{"a": strings.Repeat("x", maxParameterBytes-len(`{"a":""}`))}},
+		"as many as can be": {numbered(1000), numberedParameters(1000)},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -44,6 +48,26 @@ func TestReadParameters(t *testing.T) {
 			}
 		})
 	}
+}
+
+// filled is a request with a parameter of n bytes.
+func filled(text string, n int) string { return `{"a": "` + strings.Repeat(text, n) + `"}` }
+
+// numbered is a request with n parameters.
+func numbered(n int) string {
+	encoded, err := json.Marshal(numberedParameters(n))
+	if err != nil {
+		panic(err)
+	}
+	return string(encoded)
+}
+
+func numberedParameters(n int) map[string]string {
+	parameters := map[string]string{}
+	for i := range n {
+		parameters[fmt.Sprintf("P%d", i)] = "x"
+	}
+	return parameters
 }
 
 func TestReadParametersRefuses(t *testing.T) {
@@ -67,8 +91,10 @@ func TestReadParametersRefuses(t *testing.T) {
 		"halves the wrong way":      {`{"a": "\ude00\ud83d"}`, "half a character"},
 		"half before other escapes": {`{"a": "\ud83d\\ude00"}`, "half a character"},
 		"half in a name":            {`{"\ud83d": "x"}`, "half a character"},
-		"too big":                   {`{"a": "` + strings.Repeat("x", maxParameterBytes) + `"}`, "1048577 bytes"},
-		"too big with names":        {`{"` + strings.Repeat("x", maxParameterBytes) + `": "y"}`, "1048577 bytes"},
+		"too big":                   {filled("x", maxParameterBytes-len(`{"a":""}`)+1), "1048577 bytes"},
+		"too big with names":        {`{"` + strings.Repeat("x", maxParameterBytes-len(`{"":"y"}`)+1) + `": "y"}`, "1048577 bytes"},
+		"too big as JSON":           {filled("<", maxParameterBytes/6+1), "bytes as JSON"},
+		"too many":                  {numbered(1001), "1001 parameters; at most 1000"},
 		"too deep":                  {`{"a": ` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`, "depth"},
 	}
 	for name, test := range tests {
@@ -81,6 +107,26 @@ func TestReadParametersRefuses(t *testing.T) {
 				t.Errorf("error %.300q does not say %q", err, test.says)
 			}
 		})
+	}
+}
+
+// TestDocumentationOfParameters keeps docs/parameters.md and the code together.
+func TestDocumentationOfParameters(t *testing.T) {
+	for _, row := range doctable.Rows(t, "parameters.md", "From JSON to text") {
+		value, isCode := doctable.Code(row[0])
+		want, isText := doctable.Code(row[1])
+		if !isCode || !isText {
+			t.Errorf("row %q is not understood", row)
+		}
+		got, err := readParameters([]byte(`{"A": ` + value + `}`))
+		if err != nil || got["A"] != want {
+			t.Errorf("%s becomes %q (%v), not %q", value, got["A"], err, want)
+		}
+	}
+	sizes := doctable.Rows(t, "parameters.md", "Sizes")
+	sizes = sizes[len(sizes)-2:]
+	if got := sizes[0][1] + "; " + sizes[1][1]; got != "1,048,576 bytes; 1,000" || maxParameterBytes != 1_048_576 || maxParameters != 1_000 {
+		t.Errorf("docs/parameters.md says %q, the code %d and %d", got, maxParameterBytes, maxParameters)
 	}
 }
 
@@ -106,6 +152,9 @@ func FuzzReadParameters(f *testing.F) {
 		}
 		if len(values) != len(parameters) {
 			t.Errorf("%d parameters of %d", len(parameters), len(values))
+		}
+		if stored, err := json.Marshal(parameters); err != nil || len(stored) > maxParameterBytes {
+			t.Errorf("the parameters have %d bytes as JSON (%v)", len(stored), err)
 		}
 		for name, text := range parameters {
 			if !utf8.ValidString(name) || !utf8.ValidString(text) {

@@ -4,7 +4,8 @@ package v1alpha1
 const (
 	// LabelNode on a Node makes the node class of that name exist, and is the default node selector of every class.
 	LabelNode = "zuulbuild.dev/node"
-	// LabelBuild on a Pod is the name of the ZuulBuild it runs. The operator watches only Pods that carry it.
+	// LabelBuild on a Pod is the name of the ZuulBuild it runs, and on a ConfigMap of the one whose parameters it holds. The operator watches only
+	// Pods that carry it.
 	LabelBuild = "zuulbuild.dev/build"
 	// LabelGearmanServer on a ZuulBuild is the name of the Gearman server the request came from. A build without it was made by hand, so that
 	// nobody listens on the Gearman side and nothing is aborted for want of a listener.
@@ -13,4 +14,6 @@ const (
 	AnnotationJob = "zuulbuild.dev/job"
 	// AnnotationNumber on a Pod is the build number.
 	AnnotationNumber = "zuulbuild.dev/number"
+	// AnnotationCordonedBy on a Node is the build that cordoned it last, as NAMESPACE/NAME/UID, so that no build cordons a node twice.
+	AnnotationCordonedBy = "zuulbuild.dev/cordoned-by"
 )

@@ -99,7 +99,9 @@ type ZuulBuildSpec struct {
 	// +kubebuilder:validation:XValidation:rule="oldSelf == 0 || self == oldSelf",message="number is given once and cannot change"
 	Number int64 `json:"number,omitempty"`
 
-	// parameters reach every container as environment variables, byte for byte.
+	// parameters reach every container byte for byte: as environment variables, and as files where they are too long for that. Whoever may see
+	// this object or its page sees them, so they are no place for secrets. At most 1000, of together about 1 MiB; docs/parameters.md says the rest.
+	// +mapType=atomic
 	// +kubebuilder:validation:MaxProperties=1000
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="parameters cannot change: create a new ZuulBuild"

@@ -35,6 +35,12 @@ type ZuulNodeClassSpec struct {
 	// resources of the main container, where the job gives none.
 	// +optional
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// cordonWhenComplete cordons the node a build of the class ran on when the build has ended, whatever its result, if the build's parameter
+	// OFFLINE_NODE_WHEN_COMPLETE is `1` or `true` (in any case). Each build does so at most once: a node uncordoned afterwards stays so until
+	// another build asks. Default false: the parameter is only passed on, since each build has a Pod of its own anyway.
+	// +optional
+	CordonWhenComplete bool `json:"cordonWhenComplete,omitempty"`
 }
 
 // ZuulNodeClass is what a ZUUL_NODE means. A Node labelled zuulbuild.dev/node=NAME makes class NAME exist without an object; the object is for
