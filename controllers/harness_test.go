@@ -268,10 +268,10 @@ func (h *harness) awaitNoPod(name string) {
 	})
 }
 
-// schedule gives a Pod its node, as the scheduler does.
-func (h *harness) schedule(name string) {
+// schedule gives a Pod its node, as the scheduler does; node-1 if none is named.
+func (h *harness) schedule(name string, node ...string) {
 	h.Helper()
-	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: "node-1"}}
+	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: append(node, "node-1")[0]}}
 	if err := h.api.SubResource("binding").Create(h.Context(), h.pod(name), binding); err != nil {
 		h.Fatal(err)
 	}
