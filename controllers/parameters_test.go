@@ -183,7 +183,7 @@ func shell(t *testing.T, variable, script string, shell ...string) (output strin
 // TestWhatRefusedNamesWouldDo shows what docs/parameters.md says of each refused name that a shell or loader reads.
 func TestWhatRefusedNamesWouldDo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "forged")
-	if err := os.WriteFile(file, []byte("echo forged\n"), 0o700); err != nil { //nolint:gosec // a program, run below
+	if err := os.WriteFile(file, []byte("echo forged\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	cases := map[string]struct{ variable, shell, script, says string }{

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +91,29 @@ func TestGearmanTool(t *testing.T) {
 	if !slices.Contains(getPod(t, parameters["ZUUL_UUID"]).Spec.Containers[0].Env, corev1.EnvVar{Name: notOfAShell, Value: "odd name"}) {
 		t.Errorf("%s is not in the Pod's environment", notOfAShell)
 	}
+}
+
+// TestLongParameters: a kubelet and Linux take what docs/parameters.md promises: half a MiB of environment, and a file beside it.
+func TestLongParameters(t *testing.T) {
+	address := gearmantest.StartGearmand(t)
+	startOperator(t, address)
+	long, together := strings.Repeat("$(P0) ü\n", 50_000), ""
+	parameters := map[string]any{"LONG": long}
+	for i := range 5 {
+		value := strings.Repeat(strconv.Itoa(i), 100_000)
+		parameters["P"+strconv.Itoa(i)] = value
+		together += value
+	}
+	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "parameters", Parameters: parameters}))
+	expectResult(t, state, "SUCCESS")
+	want := fmt.Sprintf("%x  -\n%x  -\n", sha256.Sum256([]byte(long)), sha256.Sum256([]byte(together)))
+	if diff := cmp.Diff(want, kubectl(t, "logs", state.UUID)); diff != "" {
+		t.Errorf("checksums (-sent +found):\n%s", diff)
+	}
+	kubectl(t, "delete", "zb", state.UUID)
+	eventually(t, "the garbage collector clears the ConfigMap away", func() bool {
+		return kubectl(t, "get", "configmap", "--field-selector", "metadata.name="+state.UUID, "-o", "name") == ""
+	})
 }
 
 func TestFailureIsAResult(t *testing.T) {
