@@ -80,15 +80,24 @@ func runWithCluster(m *testing.M) (code int, err error) {
 
 // prepare puts our definitions, the namespace and the jobs into the cluster.
 func prepare(ctx context.Context) error {
-	for _, arguments := range [][]string{
-		{"apply", "-k", "../../config/crd"},
-		// --for=condition=Established would fail on a definition so new that it has no conditions.
-		{"wait", `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`, "--timeout=60s",
-			"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev"},
-	} {
-		command := exec.Command(cluster.Kubectl(), append([]string{"--kubeconfig", cluster.Kubeconfig()}, arguments...)...)
+	run := func(arguments ...string) error {
+		command := exec.CommandContext(ctx, cluster.Kubectl(), append([]string{"--kubeconfig", cluster.Kubeconfig()}, arguments...)...)
 		if output, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("kubectl %v: %w\n%s", arguments, err, output)
+		}
+		return nil
+	}
+	if err := run("apply", "-k", "../../config/crd"); err != nil {
+		return err
+	}
+	// kubectl wait fails at once on a definition so new that it has no conditions, and so is asked again.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+		err := run("wait", "--for=condition=Established", "--timeout=60s",
+			"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev")
+		if err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			return err
 		}
 	}
 	config, err := cluster.RESTConfig()
