@@ -99,13 +99,27 @@ func (d *demo) startCluster(ctx context.Context) error {
 	return d.kubectlRun(ctx, nil, "get", "nodes", "--label-columns=zuulbuild.dev/node")
 }
 
+// awaitDefinitions asks again where kubectl wait fails at once, as it does on a definition so new that it has no conditions.
+func (d *demo) awaitDefinitions(ctx context.Context) error {
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		err := d.kubectlRun(ctx, nil, "wait", "--for=condition=Established", "--timeout=30s",
+			"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev")
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
 func (d *demo) applyObjects(ctx context.Context) error {
 	if err := d.kubectlRun(ctx, nil, "apply", "-k", "config/crd"); err != nil {
 		return err
 	}
-	// --for=condition=Established would fail on a definition so new that it has no conditions.
-	if err := d.kubectlRun(ctx, nil, "wait", `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`, "--timeout=30s",
-		"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev"); err != nil {
+	if err := d.awaitDefinitions(ctx); err != nil {
 		return err
 	}
 	objects := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n", namespace)
