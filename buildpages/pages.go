@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/description"
 )
 
 // overviewLength is how many builds the overview lists.
@@ -64,6 +65,7 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	page := struct {
 		layout
 		buildView
+		Description template.HTML
 		Log         logState
 		LogSentence string
 		LogPath     string
@@ -71,6 +73,7 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	}{
 		layout:      newLayout(r, pageTitle(view)),
 		buildView:   view,
+		Description: template.HTML(description.Sanitize(build.Status.Description)), //nolint:gosec // G203: made harmless right here, whoever wrote it
 		Log:         logStateOf(build, pod),
 		LogSentence: logStateOf(build, pod).sentence(),
 		LogPath:     strings.TrimPrefix(BuildPath(build.Name), "/") + "/log.txt?namespace=" + url.QueryEscape(build.Namespace),
@@ -149,7 +152,7 @@ func writeMessage(w http.ResponseWriter, r *http.Request, status int, title, sen
 	if wantsText(r) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(status)
-		_, _ = w.Write([]byte(sentence + "\n")) //nolint:gosec // G705: it is plain text, and said to be
+		_, _ = w.Write([]byte(sentence + "\n"))
 		return
 	}
 	page := struct {

@@ -110,6 +110,55 @@ func TestHostileBuild(t *testing.T) {
 	}
 }
 
+// TestDescription: what is in the status is shown as HTML, whoever wrote it there, and only what is harmless of it.
+func TestDescription(t *testing.T) {
+	const section = `<h2 id="description-title">`
+	show := func(text string) string {
+		t.Helper()
+		build := newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) { b.Status.Description = text })
+		response, body := get(t, newTestServer(t, newScriptedLogs(), build), http.MethodGet, "/builds/b1")
+		policy := response.Header.Get("Content-Security-Policy")
+		if response.StatusCode != http.StatusOK || !strings.Contains(policy, "script-src 'self';") || strings.Contains(policy, "unsafe") {
+			t.Errorf("got %s with policy %q", response.Status, policy)
+		}
+		return body
+	}
+	body := show(`<p>Triggered by <a href="https://review.example.org/4711">4711,3</a><br/>Branch: <b>master</b></p>`)
+	wantParts(t, body, section, `<p>Triggered by <a href="https://review.example.org/4711" rel="nofollow noreferrer">4711,3</a><br>Branch: <b>master</b></p></div>`)
+
+	if body := show(""); strings.Contains(body, section) || !strings.Contains(body, `<div id="description" data-live>`) {
+		t.Error("a build without a description has a section for it, or no place where one may come")
+	}
+	for hostile, want := range map[string]string{
+		"<script>alert(1)</script>seen":                                      ">seen</div>",
+		`<script src="https://x/x.js"></script>seen`:                         ">seen</div>",
+		`<b onclick="alert(1)" style="position:fixed">seen</b>`:              "<b>seen</b></div>",
+		`<img src=x onerror=alert(1)><svg/onload=alert(1)>seen`:              ">seen</div>",
+		`<a href="javascript:alert(1)">seen</a>`:                             ">seen</div>",
+		`<a href="JaVa` + "\t" + `Script&colon;alert(1)">seen</a>`:           ">seen</div>",
+		`<a href="https://x/" target=_blank onmouseover=alert(1)>seen`:       `<a href="https://x/" rel="nofollow noreferrer">seen</a></div>`,
+		`<iframe srcdoc="<script>alert(1)</script>"></iframe>seen`:           ">seen</div>",
+		`seen</div></section></main><form action="https://x/"><input>`:       ">seen</div>",
+		`<meta http-equiv=refresh content="0;url=https://x/"><b id=log>seen`: "<b>seen</b></div>",
+		"se\x00en\u202e&#x202e;":                                             ">seen</div>",
+	} {
+		body := show(hostile)
+		_, shown, found := strings.Cut(body, section)
+		shown, _, _ = strings.Cut(shown, `<section id="log"`)
+		if !found || !strings.Contains(shown, want) {
+			t.Errorf("%q is shown as %q, want %q", hostile, shown, want)
+		}
+		for _, bad := range []string{"<script", "alert(1)", "javascript:", " on", "style=", "srcdoc", "<form", "\x00", "\u202e"} {
+			if strings.Contains(strings.ToLower(shown), bad) {
+				t.Errorf("%q let %q through: %q", hostile, bad, shown)
+			}
+		}
+	}
+	if body := show(strings.Repeat("<b>&\"", 1<<16)); len(body) > 50_000 {
+		t.Errorf("a description that nobody bounded makes a page of %d bytes", len(body))
+	}
+}
+
 func TestSeveralNamespaces(t *testing.T) {
 	server := newTestServer(t, newScriptedLogs(), newBuild("ci", "b1"), newBuild("other", "b1", complete))
 	response, body := get(t, server, http.MethodGet, "/builds/b1")

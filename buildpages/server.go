@@ -2,7 +2,7 @@
 // builds. It only reads, and only answers GET and HEAD.
 //
 // Everything that comes from a build (parameters, messages, names, the log) is untrusted: the templates escape it, the script inserts it as text
-// only, and a strict Content-Security-Policy stands behind both. Links are relative, so that the pages work under any path prefix of a proxy.
+// only, and a strict Content-Security-Policy stands behind both. The description alone is shown as HTML, sanitised for each page. Links are relative, so that the pages work under any path prefix of a proxy.
 package buildpages
 
 import (

@@ -93,7 +93,7 @@ func (s *scope) condition(kind string, status metav1.ConditionStatus, reason, me
 }
 
 // writeStatus writes what this round changed, and nothing where it changed nothing: one merge patch without a resource version, since nobody else
-// writes the status. That a verdict is given once the API server sees to itself, so a round that started from an old view is refused here.
+// writes these fields. The description is the bridge's: a patch of what changed leaves it alone. That a verdict is given once the API server sees to itself, so a round that started from an old view is refused here.
 func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.ZuulBuild, s *scope) error {
 	if equality.Semantic.DeepEqual(before.Status, s.build.Status) {
 		return nil

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -63,6 +64,39 @@ func TestBuildRunsToItsEnd(t *testing.T) {
 	}
 	if h.pod("b") == nil {
 		t.Error("the Pod, and its log, went with the end of the build")
+	}
+}
+
+// TestDescriptionSurvivesTheVerdict: the status is written without a look at the description, which the bridge may have stored meanwhile.
+func TestDescriptionSurvivesTheVerdict(t *testing.T) {
+	h := newHarness(t)
+	h.request("b", "job", numbered(1))
+	old := h.build("b")
+	describe := func(text string) {
+		t.Helper()
+		patch := client.RawPatch(types.MergePatchType, []byte(`{"status":{"description":"`+text+`"}}`))
+		if err := h.api.Status().Patch(t.Context(), h.build("b"), patch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reconciler := &ZuulBuildReconciler{Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(1), BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
+	for _, verdict := range []verdict{{phase: v1alpha1.PhaseRunning, reason: ReasonRunning}, {phase: v1alpha1.PhaseSucceeded, result: "SUCCESS", reason: ReasonSucceeded}} {
+		text := "before " + string(verdict.phase)
+		describe(text)
+		s := &scope{build: old.DeepCopy(), now: time.Now()} // as a cache that is late shows it
+		s.end(&verdict)
+		if err := reconciler.writeStatus(t.Context(), old, s); err != nil {
+			t.Fatal(err)
+		}
+		build := h.build("b")
+		if build.Status.Phase != verdict.phase || build.Status.Result != verdict.result || build.Status.Description != text {
+			t.Errorf("phase %s, result %q, description %q, want the verdict %+v and %q", build.Status.Phase, build.Status.Result, build.Status.Description, verdict, text)
+		}
+		old = build
+	}
+	describe("after the verdict")
+	if status := h.build("b").Status; status.Description != "after the verdict" || status.Result != "SUCCESS" {
+		t.Errorf("status %+v", status)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package gearmanbridge is the Gearman side of the operator: requests become ZuulBuilds (intake.go), what becomes of those goes back as WORK_*
-// packets (report.go), stop: sets spec.abort (commands.go), and so do sweeps for builds that nobody waits for (sweep.go). It knows the controllers
-// only by the objects they share.
+// packets (report.go), stop: sets spec.abort (stop.go), and so do sweeps for builds that nobody waits for (sweep.go); set_description: sets
+// status.description (description.go). It knows the controllers only by the objects they share.
 package gearmanbridge
 
 import (
@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -61,6 +62,8 @@ type Bridge struct {
 	assignments assignments
 	functions   functionTable
 	sessions    []*session
+	describer   describer
+	refusals    rate.Sometimes // how often a command that is refused is told of
 	// changed wakes the reporter for a build whose assignments changed.
 	changed chan event.GenericEvent
 }
@@ -74,10 +77,12 @@ type session struct {
 	suspicion chan struct{}
 }
 
-// SetupWithManager registers the bridge with the manager: the sessions and the two controllers, one that keeps the functions right and one that
-// reports builds.
+// SetupWithManager registers the bridge with the manager: the sessions and the controllers that keep the functions right, report builds and
+// write descriptions.
 func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.changed = make(chan event.GenericEvent)
+	b.describer.bridge, b.describer.changed = b, make(chan event.GenericEvent)
+	b.refusals.Interval = time.Minute
 	for _, server := range b.Servers {
 		b.sessions = append(b.sessions, b.newSession(server))
 	}
@@ -88,6 +93,9 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 		return err
 	}
 	if err := (&reporter{bridge: b}).setup(mgr); err != nil {
+		return err
+	}
+	if err := b.describer.setup(mgr); err != nil {
 		return err
 	}
 	return mgr.Add(b)
@@ -120,8 +128,8 @@ func (b *Bridge) Start(ctx context.Context) error {
 	failures := make(chan error, 2*len(b.sessions))
 	for _, s := range b.sessions {
 		s.builds.Assigned = func(job *gearman.Job) { b.assigned(ctx, &running, s, job) }
-		s.management.Assigned = func(job *gearman.Job) { running.Go(func() { b.command(ctx, s, job) }) }
-		if err := s.management.SetFunctions([]string{"stop:" + b.Manager}); err != nil {
+		s.management.Assigned = func(job *gearman.Job) { b.command(ctx, &running, s, job) }
+		if err := s.management.SetFunctions(b.commandFunctions()); err != nil {
 			return fmt.Errorf("manager name %q: %w", b.Manager, err)
 		}
 		running.Go(func() { b.sweepRegularly(ctx, s) })

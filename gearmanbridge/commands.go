@@ -1,16 +1,14 @@
 package gearmanbridge
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"regexp"
+	"errors"
+	"log/slog"
 	"strconv"
 	"strings"
-	"time"
+	"sync"
 
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -18,66 +16,28 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
-// maxStopArgument is more than any stop: needs.
-const maxStopArgument = 64 * 1024
-
-// stopRequest is the argument of stop:, in either dialect (protocol section 3), and where it came from: a server has no say over the builds of
-// another, although the numbers of a job are shared by all.
-type stopRequest struct {
-	server string
-	uuid   string // before Zuul 2.0.0: the bare unique
-	job    string // from 2.0.0 on: job and number
-	number int64
+// commandFunctions are what the management connection serves. Whatever replica is asked: the builds are the cluster's.
+func (b *Bridge) commandFunctions() []string {
+	return []string{stopFunction + b.Manager, describeFunction + b.Manager}
 }
 
-// readStop reads the argument of stop:, all but the server. A number may come as a number or as a string of one.
-func readStop(argument []byte) (stopRequest, error) {
-	argument = bytes.TrimSpace(argument)
-	if len(argument) == 0 || len(argument) > maxStopArgument {
-		return stopRequest{}, fmt.Errorf("the argument has %d bytes; {\"name\", \"number\"} or a unique was expected", len(argument))
-	}
-	if argument[0] != '{' {
-		if !bareUnique.Match(argument) {
-			return stopRequest{}, fmt.Errorf("the argument is neither a JSON object with name and number nor a unique")
-		}
-		return stopRequest{uuid: string(argument)}, nil
-	}
-	fields := struct {
-		Name   *string         `json:"name"`
-		Number json.RawMessage `json:"number"`
-	}{}
-	if err := json.Unmarshal(argument, &fields); err != nil {
-		return stopRequest{}, fmt.Errorf("the argument is not a JSON object with name and number: %w", err)
-	}
-	number, err := strconv.ParseInt(strings.Trim(string(fields.Number), `"`), 10, 64)
-	if fields.Name == nil || err != nil || number < 1 {
-		return stopRequest{}, fmt.Errorf("the argument needs a name and a number of at least 1")
-	}
-	return stopRequest{job: *fields.Name, number: number}, nil
-}
-
-// bareUnique keeps a stray JSON value from being taken for a unique.
-var bareUnique = regexp.MustCompile(`^[^\s"\[\]{}]+$`)
+const (
+	stopFunction     = "stop:"
+	describeFunction = "set_description:"
+)
 
 // command answers a job of the management connection: WORK_COMPLETE for a build that is known, running or finished, and WORK_FAIL for any other.
-// The answer does not wait for the Pod to be gone.
-func (b *Bridge) command(ctx context.Context, s *session, job *gearman.Job) {
-	log := b.Logger.With("function", job.Function, "gearmanServer", s.server.Name)
-	stop, err := readStop(job.Payload)
-	if err != nil {
-		log.Info("stop: refused", "reason", err)
-		b.answer(job, false)
+// Nothing is waited for that a person or a Pod does. It is called on the connection's own loop.
+func (b *Bridge) command(ctx context.Context, running *sync.WaitGroup, s *session, job *gearman.Job) {
+	if strings.HasPrefix(job.Function, stopFunction) {
+		running.Go(func() { b.commandStop(ctx, s, job) })
 		return
 	}
-	stop.server = s.server.Name
-	found, err := b.stop(ctx, stop)
-	if err != nil {
-		log.Error("The build could not be marked to stop; trying again", "uuid", stop.uuid, "job", stop.job, "number", stop.number, "error", err)
-	}
-	b.answer(job, found)
-	if err != nil {
-		// Zuul has its answer, and will not ask again.
-		b.insist(ctx, stop)
+	// Here rather than beside the loop: descriptions of a build stay in order, however many come there is one in memory, and the rest waits in the
+	// server, where each stop: goes before them. It asks nobody but the cache.
+	key, known := b.commandDescribe(ctx, s, job)
+	if known {
+		running.Go(func() { b.describer.notify(ctx, key) })
 	}
 }
 
@@ -87,56 +47,59 @@ func (b *Bridge) answer(job *gearman.Job, known bool) {
 		send = func() error { return job.Complete(nil) }
 	}
 	if err := send(); err != nil {
-		b.Logger.Info("stop: could not be answered", "reason", err)
+		b.Logger.Info("A command could not be answered", "function", job.Function, "reason", err)
 	}
 }
 
-// insist tries a stop again until it is written down.
-func (b *Bridge) insist(ctx context.Context, request stopRequest) {
-	backoff := wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 10 * time.Second}
-	for {
-		timer := time.NewTimer(backoff.Step())
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-			if _, err := b.stop(ctx, request); err == nil {
-				return
-			}
-		}
-	}
+// refuseCommand answers a job whose argument cannot be understood. Zuul sends no such thing, and whoever does shall not fill the log.
+func (b *Bridge) refuseCommand(ctx context.Context, job *gearman.Job, reason error) {
+	b.answer(job, false)
+	level := slog.LevelDebug
+	b.refusals.Do(func() { level = slog.LevelInfo })
+	b.Logger.Log(ctx, level, "Command refused; at most one a minute is told of at this level", "function", job.Function, "reason", reason)
 }
 
-// stop marks the build of a request to be stopped. It is known if it exists, also when it has ended, and when it is about to exist.
-func (b *Bridge) stop(ctx context.Context, request stopRequest) (known bool, err error) {
-	build, err := b.find(ctx, request)
-	if err != nil {
-		return false, err
-	}
-	if build == nil {
-		return b.stopBeforeBuild(request), nil
-	}
-	if build.Complete() || build.Spec.Abort {
-		return true, nil
-	}
-	return true, b.abort(ctx, build, v1alpha1.AbortStopped)
+// unknownBuild answers a command for a build that is none of ours, or no more. Zuul asks again and again where a change ahead fails (protocol
+// section 1.6).
+func (b *Bridge) unknownBuild(job *gearman.Job, build buildReference) {
+	b.answer(job, false)
+	b.Logger.Debug("Command for an unknown build", "gearmanServer", build.server, "function", job.Function, "uuid", build.uuid, "job", build.job, "number", build.number)
 }
 
-// find looks among the assignments first, because the cache may be late for a build that was just created.
-func (b *Bridge) find(ctx context.Context, request stopRequest) (*v1alpha1.ZuulBuild, error) {
+// buildReference is how a command names a build, in either dialect (protocol section 3), and where it came from: a server has no say over the builds
+// of another, although the numbers of a job are shared by all.
+type buildReference struct {
+	server string
+	uuid   string // before Zuul 2.0.0: the unique
+	job    string // from 2.0.0 on: job and number
+	number int64
+}
+
+// numberedBuild reads name and number of a JSON object. A number may come as a number or as a string of one; a name is as it was registered, to the letter.
+func numberedBuild(name *string, number json.RawMessage) (buildReference, error) {
+	value, err := strconv.ParseInt(strings.Trim(string(number), `"`), 10, 64)
+	if name == nil || err != nil || value < 1 {
+		return buildReference{}, errors.New("the argument needs a name and a number of at least 1")
+	}
+	return buildReference{job: *name, number: value}, nil
+}
+
+// find looks among the assignments too, because the cache may be late for a build that was just created. The build may be the cache's own: it must not
+// be changed.
+func (b *Bridge) find(ctx context.Context, reference buildReference) (*v1alpha1.ZuulBuild, error) {
 	matches := func(build *v1alpha1.ZuulBuild) bool {
-		if request.uuid != "" {
-			return build.Spec.UUID == request.uuid
+		if reference.uuid != "" {
+			return build.Spec.UUID == reference.uuid
 		}
-		return build.Spec.Job == request.job && build.Spec.Number == request.number
+		return build.Spec.Job == reference.job && build.Spec.Number == reference.number
 	}
-	index := client.MatchingFields{indexUUID: request.uuid}
-	if request.uuid == "" {
-		index = client.MatchingFields{buildnumber.IndexJob: request.job}
+	index := client.MatchingFields{indexUUID: reference.uuid}
+	if reference.uuid == "" {
+		index = client.MatchingFields{buildnumber.IndexJob: reference.job}
 	}
 	builds := v1alpha1.ZuulBuildList{}
-	if err := b.Client.List(ctx, &builds, index, client.MatchingLabels{v1alpha1.LabelGearmanServer: request.server}); err != nil {
+	err := b.Client.List(ctx, &builds, index, client.MatchingLabels{v1alpha1.LabelGearmanServer: reference.server}, client.UnsafeDisableDeepCopy)
+	if err != nil {
 		return nil, err
 	}
 	for i := range builds.Items {
@@ -145,29 +108,9 @@ func (b *Bridge) find(ctx context.Context, request stopRequest) (*v1alpha1.ZuulB
 		}
 	}
 	for _, a := range b.assignments.all() {
-		if build := a.existing(); build != nil && a.server == request.server && matches(build) {
+		if build := a.existing(); build != nil && a.server == reference.server && matches(build) {
 			return build, nil
 		}
 	}
 	return nil, nil
-}
-
-// stopBeforeBuild has a build come into being aborted, if its request is on its way through intake.
-func (b *Bridge) stopBeforeBuild(request stopRequest) bool {
-	if request.uuid == "" {
-		return false // Zuul learns name and number from a build that exists
-	}
-	for _, a := range b.assignments.all() {
-		if a.unique == request.uuid && a.server == request.server && a.stopOnArrival() {
-			return true
-		}
-	}
-	return false
-}
-
-// abort sets spec.abort, which can only become true.
-func (b *Bridge) abort(ctx context.Context, build *v1alpha1.ZuulBuild, reason v1alpha1.AbortReason) error {
-	marked := build.DeepCopy()
-	marked.Spec.Abort, marked.Spec.AbortReason = true, reason
-	return client.IgnoreNotFound(b.Client.Patch(ctx, marked, client.MergeFrom(build)))
 }

@@ -8,18 +8,18 @@ import (
 )
 
 func TestReadStop(t *testing.T) {
-	byName := stopRequest{job: "unit", number: 5}
+	byName := buildReference{job: "unit", number: 5}
 	tests := map[string]struct {
 		argument string
-		want     stopRequest
+		want     buildReference
 	}{
 		"Zuul 2":              {`{"name": "unit", "number": 5}`, byName},
 		"number as a string":  {`{"name": "unit", "number": "5"}`, byName},
 		"more than asked for": {"\n{\"name\": \"unit\", \"number\": 5, \"html_description\": \"<b>\"} ", byName},
-		"highest number":      {`{"name": "unit", "number": 9223372036854775807}`, stopRequest{job: "unit", number: 9223372036854775807}},
-		"the branch":          {"0123456789abcdef0123456789abcdef", stopRequest{uuid: "0123456789abcdef0123456789abcdef"}},
-		"blanks around":       {" 0a\n", stopRequest{uuid: "0a"}},
-		"hostile unique":      {"../../x", stopRequest{uuid: "../../x"}},
+		"highest number":      {`{"name": "unit", "number": 9223372036854775807}`, buildReference{job: "unit", number: 9223372036854775807}},
+		"the branch":          {"0123456789abcdef0123456789abcdef", buildReference{uuid: "0123456789abcdef0123456789abcdef"}},
+		"blanks around":       {" 0a\n", buildReference{uuid: "0a"}},
+		"hostile unique":      {"../../x", buildReference{uuid: "../../x"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -27,7 +27,7 @@ func TestReadStop(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(stopRequest{})); diff != "" {
+			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(buildReference{})); diff != "" {
 				t.Errorf("request (-want +got):\n%s", diff)
 			}
 		})
@@ -81,7 +81,7 @@ func FuzzReadStop(f *testing.F) {
 	f.Fuzz(func(t *testing.T, argument []byte) {
 		request, err := readStop(argument)
 		switch {
-		case err != nil && request != (stopRequest{}):
+		case err != nil && request != (buildReference{}):
 			t.Errorf("request %+v beside error %v", request, err)
 		case err == nil && (request.uuid == "") == (request.number < 1):
 			t.Errorf("request %+v names no build, or two", request)

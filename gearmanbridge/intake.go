@@ -87,7 +87,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 			}
 			b.notify(ctx, a.key)
 			if stop {
-				b.insist(ctx, stopRequest{server: a.server, uuid: a.unique})
+				b.insist(ctx, buildReference{server: a.server, uuid: a.unique})
 			}
 			return
 		case errors.As(err, &refused):

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/description"
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
 
@@ -127,6 +128,12 @@ func TestVerdictIsGivenOnce(t *testing.T) {
 		{"straight from Queued", `{}`, lost, ""},
 		{"same again", succeeded, succeeded, ""},
 		{"other facts may follow", succeeded, `{"message":"more","url":"u"}`, ""},
+		{"a description may follow", succeeded, `{"description":"<b>x</b>"}`, ""},
+		{"a description may change", `{"phase":"Lost","description":"<b>x</b>"}`, `{"description":"y"}`, ""},
+		{"a description may go", `{"phase":"Lost","description":"<b>x</b>"}`, `{"description":null}`, ""},
+		{"a description does not change it", succeeded, `{"description":"x","result":"FAILURE"}`, once},
+		{"longest description", `{}`, `{"description":"` + strings.Repeat("x", description.MaxLength) + `"}`, ""},
+		{"longer description", `{}`, `{"description":"` + strings.Repeat("x", description.MaxLength+1) + `"}`, "status.description"},
 		{"another phase", succeeded, `{"phase":"Failed"}`, once},
 		{"another result", succeeded, `{"result":"FAILURE"}`, once},
 		{"another of both", `{"phase":"Failed","result":"FAILURE"}`, succeeded, once},

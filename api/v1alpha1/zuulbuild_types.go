@@ -123,8 +123,8 @@ type ZuulBuildSpec struct {
 	AbortReason AbortReason `json:"abortReason,omitempty"`
 }
 
-// ZuulBuildStatus is what became of it. Only the controllers write it. The verdict is given once: the API server refuses a second one, so that a
-// late writer with an old view cannot change what Zuul was told.
+// ZuulBuildStatus is what became of it. Only the controllers write it, and only the bridge writes the description. The verdict is given once: the
+// API server refuses a second one, so that a late writer with an old view cannot change what Zuul was told.
 //
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.phase) || !(oldSelf.phase in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (has(self.phase) && self.phase == oldSelf.phase && has(self.result) == has(oldSelf.result) && (!has(self.result) || self.result == oldSelf.result))",message="the verdict on a build is given once"
 type ZuulBuildStatus struct {
@@ -179,6 +179,13 @@ type ZuulBuildStatus struct {
 	// url is the page of this build.
 	// +optional
 	URL string `json:"url,omitempty"`
+
+	// description is what Zuul says of the build by set_description, as HTML: the change, the other builds of it, the reported result. It may come
+	// and change after the verdict. It is sanitised before it is stored; nobody should rely on that, since whoever may write the status may
+	// have written it. At most 16 KiB.
+	// +kubebuilder:validation:MaxLength=16384
+	// +optional
+	Description string `json:"description,omitempty"`
 }
 
 // ZuulBuild is one build of a job. Its name comes from the Gearman unique, so that a request seen twice is the same build.
