@@ -177,7 +177,10 @@ func TestRefusals(t *testing.T) {
 			for i := range 1001 {
 				parameters[strings.Repeat("x", i+1)] = ""
 			}
-			refused(t, submit(t, zuul, zuulclient.Request{Job: "unit", Parameters: parameters}), "parameters")
+			request := submit(t, zuul, zuulclient.Request{Job: "unit", Parameters: parameters})
+			if build := f.build(request.State().UUID); !strings.Contains(build.Spec.RequestError, "parameters") {
+				t.Errorf("request error %q does not tell of the parameters", build.Spec.RequestError)
+			}
 		})
 	})
 }

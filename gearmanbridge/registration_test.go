@@ -33,7 +33,7 @@ func TestRegistration(t *testing.T) {
 		}
 		f.changeJob(second, func(job *v1alpha1.ZuulJob) { job.Spec.Nodes = []string{"arm", "big"} })
 
-		want := []string{"build:a", "build:a:arm", "build:a:big", "stop:" + testManager}
+		want := []string{"build:a", "build:a:arm", "build:a:big", "set_description:" + testManager, "stop:" + testManager}
 		admin, err := gearman.DialAdmin(testContext(t), address, nil)
 		must(t, err)
 		defer func() { _ = admin.Close() }()
