@@ -102,13 +102,18 @@ func (t *assignments) from(server string) []*assignment {
 	return slices.DeleteFunc(t.all(), func(a *assignment) bool { return a.server != server })
 }
 
-// keys of the builds somebody waits for.
-func (t *assignments) keys() map[types.NamespacedName]bool {
+// each calls do for each build that somebody waits for.
+func (t *assignments) each(do func(of target)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	keys := make(map[types.NamespacedName]bool, len(t.byKey))
-	for key := range t.byKey {
-		keys[key] = true
+	for _, some := range t.byKey {
+		do(some[0].target)
 	}
-	return keys
+}
+
+// has tells whether somebody waits for a build.
+func (t *assignments) has(key types.NamespacedName) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byKey[key]) > 0
 }

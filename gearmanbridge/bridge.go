@@ -46,7 +46,7 @@ type Bridge struct {
 	Servers []Server
 	// Manager is the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica.
 	Manager string
-	// MaxBuilds is how many builds may be unfinished before no more are grabbed.
+	// MaxBuilds is how many builds may be unfinished before no more are grabbed. Node classes and jobs may have limits of their own.
 	MaxBuilds int
 	// GracePeriod is how long a build whose Gearman job is gone may wait for its unique to come back.
 	GracePeriod time.Duration
@@ -61,6 +61,7 @@ type Bridge struct {
 
 	assignments assignments
 	functions   functionTable
+	slots       slots
 	sessions    []*session
 	describer   describer
 	refusals    rate.Sometimes // how often a command that is refused is told of
@@ -71,7 +72,7 @@ type Bridge struct {
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).
 type session struct {
 	server     Server
-	builds     *gearman.Worker
+	builds     pools
 	management *gearman.Worker
 	// suspicion holds a token while the jobs of the server are to be asked for at once.
 	suspicion chan struct{}
@@ -83,6 +84,8 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.changed = make(chan event.GenericEvent)
 	b.describer.bridge, b.describer.changed = b, make(chan event.GenericEvent)
 	b.refusals.Interval = time.Minute
+	b.slots.count = b.usage
+	b.slots.failed = func(err error) { b.Logger.Error("No build is grabbed", "error", err) }
 	for _, server := range b.Servers {
 		b.sessions = append(b.sessions, b.newSession(server))
 	}
@@ -104,16 +107,44 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 func (b *Bridge) newSession(server Server) *session {
 	s := &session{server: server, suspicion: make(chan struct{}, 1)}
 	logger := b.Logger.With("gearmanServer", server.Name)
-	s.builds = &gearman.Worker{
-		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_builds", Logger: logger,
-		Free: b.free, ServerError: func(code, _ string) { s.suspect(code) },
-		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
+	s.builds.create = func(scope scope) *pool {
+		p := &pool{scope: scope, retired: make(chan struct{})}
+		p.worker = &gearman.Worker{
+			Address: server.Address, TLS: server.TLS, ClientID: poolID(b.Manager, scope), Logger: logger.With("pool", scope.String()),
+			ServerError:  func(code, _ string) { s.suspect(code) },
+			PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
+			Reserve: func() bool { return b.slots.reserve(p) },
+			Free:    func() bool { return b.slots.free(p) },
+			Release: func() { b.slots.release(p) },
+		}
+		return p
 	}
 	s.management = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
 	}
 	return s
+}
+
+// poolID is what a pool is called in gearmand's list of workers.
+func poolID(manager string, s scope) string {
+	id := manager + "_builds"
+	if s != (scope{}) {
+		id += ":" + s.String()
+	}
+	return id[:min(len(id), gearman.MaxClientID)]
+}
+
+// setFunctions offers the functions to every server, under the limits.
+func (b *Bridge) setFunctions(functions map[string]target, l limits) error {
+	b.slots.setLimits(l)
+	planned := l.plan(functions)
+	for _, s := range b.sessions {
+		if err := s.builds.set(planned); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // NeedLeaderElection is true because only the leader grabs.
@@ -123,68 +154,51 @@ func (b *Bridge) NeedLeaderElection() bool { return true }
 func (b *Bridge) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	failures := make(chan error, 2*len(b.sessions))
+	asked := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	for _, s := range b.sessions {
-		s.builds.Assigned = func(job *gearman.Job) { b.assigned(ctx, &running, s, job) }
 		s.management.Assigned = func(job *gearman.Job) { b.command(ctx, &running, s, job) }
 		if err := s.management.SetFunctions(b.commandFunctions()); err != nil {
 			return fmt.Errorf("manager name %q: %w", b.Manager, err)
 		}
 		running.Go(func() { b.sweepRegularly(ctx, s) })
-		for _, worker := range []*gearman.Worker{s.management, s.builds} {
+		running.Go(func() {
+			if err := s.management.Run(ctx); err != nil {
+				cancel(err)
+			}
+		})
+		s.builds.start(func(p *pool) {
+			p.worker.Assigned = func(job *gearman.Job) { b.assigned(ctx, &running, s, p, job) }
 			running.Go(func() {
-				if err := worker.Run(ctx); err != nil {
-					failures <- err
+				if err := s.builds.work(ctx, p); err != nil {
+					cancel(err)
 				}
 			})
-		}
+		})
+		defer s.builds.stop()
 	}
-	select {
-	case <-ctx.Done():
+	<-ctx.Done()
+	if asked.Err() != nil {
 		return nil
-	case err := <-failures:
-		return err
 	}
+	return context.Cause(ctx)
 }
 
 // Drain grabs nothing any more and returns when every build that somebody waits for is reported, or ctx is done. stop: is served meanwhile.
 func (b *Bridge) Drain(ctx context.Context) error {
+	var workers []*gearman.Worker
 	for _, s := range b.sessions {
-		s.builds.Drain()
+		workers = append(workers, s.builds.drain()...)
 	}
-	for _, s := range b.sessions {
+	for _, worker := range workers {
 		select {
-		case <-s.builds.Drained():
+		case <-worker.Drained():
 		case <-ctx.Done():
 			return fmt.Errorf("%d builds were not reported before the end of the drain: %w", len(b.assignments.all()), ctx.Err())
 		}
 	}
 	return nil
-}
-
-// free tells whether one more build may be grabbed: the unfinished builds of the cluster and the assignments that are on their way to becoming one
-// are counted from what exists, so there is nothing to leak.
-func (b *Bridge) free() bool {
-	keys := b.assignments.keys()
-	builds := v1alpha1.ZuulBuildList{}
-	if err := b.Client.List(context.Background(), &builds, client.MatchingFields{indexComplete: "false"}, client.UnsafeDisableDeepCopy); err != nil {
-		b.Logger.Error("Cannot count the builds; none is grabbed", "error", err)
-		return false
-	}
-	used := len(builds.Items)
-	for i := range builds.Items {
-		delete(keys, client.ObjectKeyFromObject(&builds.Items[i]))
-	}
-	return used+len(keys) < b.MaxBuilds
-}
-
-// wake has every session look whether it may grab again.
-func (b *Bridge) wake() {
-	for _, s := range b.sessions {
-		s.builds.Wake()
-	}
 }
 
 // Field indexes over ZuulBuilds.

@@ -345,7 +345,7 @@ func TestSetDescriptionLateCache(t *testing.T) {
 	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "b"}, Status: v1alpha1.ZuulBuildStatus{Description: "a"}}
 	api := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(build).WithObjects(build).Build()
 	key := client.ObjectKeyFromObject(build)
-	cache := &lateCache{gatedStatus: &gatedStatus{Client: api}}
+	cache := &staleCache{gatedStatus: &gatedStatus{Client: api}}
 	cache.catchUp(t, key)
 	d := &describer{bridge: &Bridge{Client: cache}}
 	for step, wanted := range []struct {
@@ -371,18 +371,18 @@ func TestSetDescriptionLateCache(t *testing.T) {
 	}
 }
 
-// lateCache shows a build as it was when it was last told to catch up.
-type lateCache struct {
+// staleCache shows a build as it was when it was last told to catch up.
+type staleCache struct {
 	*gatedStatus
 	shown v1alpha1.ZuulBuild
 }
 
-func (l *lateCache) catchUp(t *testing.T, key client.ObjectKey) {
+func (l *staleCache) catchUp(t *testing.T, key client.ObjectKey) {
 	t.Helper()
 	must(t, l.Client.Get(t.Context(), key, &l.shown))
 }
 
-func (l *lateCache) Get(_ context.Context, _ client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+func (l *staleCache) Get(_ context.Context, _ client.ObjectKey, object client.Object, _ ...client.GetOption) error {
 	l.shown.DeepCopyInto(object.(*v1alpha1.ZuulBuild))
 	return nil
 }

@@ -33,9 +33,10 @@ const maxUUID = 4096
 type refusal struct{ error }
 
 // assigned takes a job from the server. It runs on the connection's own loop, so it only notes who waits; the rest goes on beside it.
-func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *session, job *gearman.Job) {
+func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *session, p *pool, job *gearman.Job) {
 	target, known := b.functions.lookup(job.Function)
 	if !known {
+		b.slots.release(p)
 		running.Go(func() {
 			b.refuse(job, job.Function, fmt.Errorf("function %q was never registered here", job.Function))
 		})
@@ -48,7 +49,7 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 	}
 	a := &assignment{job: job, server: s.server.Name, target: target, unique: job.Unique,
 		key: types.NamespacedName{Namespace: target.key.Namespace, Name: name}}
-	b.assignments.add(a)
+	b.slots.assigned(p, func() { b.assignments.add(a) })
 	running.Go(func() {
 		b.intake(ctx, a)
 		b.sweep(ctx, []*assignment{a}, nil) // geard 0.4 gives out jobs whose client is gone
@@ -56,9 +57,22 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 		case <-job.Done():
 		case <-ctx.Done():
 		}
+		b.awaitCounted(ctx, a)
 		b.assignments.remove(a)
 		b.notify(ctx, a.key)
-		b.wake()
+		b.slots.wake()
+	})
+}
+
+// awaitCounted waits until the cache shows the build of an assignment whose connection was lost just after it was created: in between nothing would
+// count it.
+func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
+	if a.existing() == nil || !errors.Is(a.job.Err(), gearman.ErrHandleLost) {
+		return
+	}
+	const interval, patience = 10 * time.Millisecond, 5 * time.Second // what was deleted at once is never seen
+	_ = wait.PollUntilContextTimeout(ctx, interval, patience, true, func(ctx context.Context) (bool, error) {
+		return b.Client.Get(ctx, a.key, &v1alpha1.ZuulBuild{}) == nil, nil
 	})
 }
 

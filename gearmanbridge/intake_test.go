@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 			}
 		}
 		t.Run("unknown function", func(t *testing.T) {
-			must(t, f.bridge.sessions[0].builds.SetFunctions([]string{"build:unit", "build:other", "build:ghost"}))
+			must(t, f.bridge.sessions[0].builds.set(map[string]scope{"build:unit": {}, "build:other": {}, "build:ghost": {}}))
 			refused(t, submit(t, zuul, zuulclient.Request{Job: "ghost"}), "never registered")
 		})
 		t.Run("unique of another job", func(t *testing.T) {

@@ -44,20 +44,18 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 	if err := r.bridge.Client.List(ctx, &jobs); err != nil {
 		return ctrl.Result{}, err
 	}
-	classes, err := r.classes(ctx)
+	classes := v1alpha1.ZuulNodeClassList{}
+	if err := r.bridge.Client.List(ctx, &classes); err != nil {
+		return ctrl.Result{}, err
+	}
+	names, err := r.classNames(ctx, classes.Items)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	functions, registrations := plan(jobs.Items, classes)
+	functions, registrations := plan(jobs.Items, names)
 	r.bridge.functions.merge(functions)
-	names := make([]string, 0, len(functions))
-	for name := range functions {
-		names = append(names, name)
-	}
-	for _, s := range r.bridge.sessions {
-		if err := s.builds.SetFunctions(names); err != nil {
-			return ctrl.Result{}, err
-		}
+	if err := r.bridge.setFunctions(functions, readLimits(r.bridge.MaxBuilds, jobs.Items, classes.Items)); err != nil {
+		return ctrl.Result{}, err
 	}
 	for i := range jobs.Items {
 		job := &jobs.Items[i]
@@ -68,8 +66,8 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 	return ctrl.Result{}, nil
 }
 
-// classes are the names of all node classes there are, sorted.
-func (r *registrar) classes(ctx context.Context) ([]string, error) {
+// classNames are those of all node classes there are, with an object or only with Nodes, sorted.
+func (r *registrar) classNames(ctx context.Context, objects []v1alpha1.ZuulNodeClass) ([]string, error) {
 	nodes := corev1.NodeList{}
 	if err := r.bridge.Client.List(ctx, &nodes, client.HasLabels{v1alpha1.LabelNode}); err != nil {
 		return nil, err
@@ -82,16 +80,12 @@ func (r *registrar) classes(ctx context.Context) ([]string, error) {
 			r.fromNodes[name] = true
 		}
 	}
-	objects := v1alpha1.ZuulNodeClassList{}
-	if err := r.bridge.Client.List(ctx, &objects); err != nil {
-		return nil, err
-	}
-	names := make([]string, 0, len(r.fromNodes)+len(objects.Items))
+	names := make([]string, 0, len(r.fromNodes)+len(objects))
 	for name := range r.fromNodes {
 		names = append(names, name)
 	}
-	for i := range objects.Items {
-		names = append(names, objects.Items[i].GearmanName())
+	for i := range objects {
+		names = append(names, objects[i].GearmanName())
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil

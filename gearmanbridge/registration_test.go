@@ -53,7 +53,10 @@ func TestRegistration(t *testing.T) {
 			return slices.Equal(want, served)
 		})
 
-		second = f.awaitRegistered("b", reasonRegistered)
+		gearmantest.Eventually(t, patience, "the functions in the status", func() bool {
+			second = f.awaitRegistered("b", reasonRegistered)
+			return len(second.Status.Functions) == 3
+		})
 		f.changeJob(second, func(job *v1alpha1.ZuulJob) { job.Spec.Disabled = true })
 		if disabled := f.awaitRegistered("b", reasonDisabled); len(disabled.Status.Functions) != 0 {
 			t.Errorf("a disabled job has functions %v", disabled.Status.Functions)

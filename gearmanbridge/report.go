@@ -50,7 +50,7 @@ func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 		}
 	}
 	if build.Complete() {
-		r.bridge.wake()
+		r.bridge.slots.wake()
 	}
 	return r.abandon(ctx, build, len(listeners) > 0)
 }
@@ -94,7 +94,7 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 // missing: somebody deleted the ZuulBuild, which stops the build.
 func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
 	r.setAlone(key, false)
-	r.bridge.wake() // it may have had a slot
+	r.bridge.slots.wake() // it may have had a slot
 	listeners := r.bridge.assignments.of(key)
 	if len(listeners) == 0 {
 		return ctrl.Result{}, nil

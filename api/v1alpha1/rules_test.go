@@ -222,6 +222,8 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 		{"a name beyond ASCII", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", JobName: "ä"}, "spec.jobName"},
 		{"a node with a space", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", Nodes: []string{"a b"}}, "spec.nodes"},
 		{"a node twice", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", Nodes: []string{"a", "a"}}, "spec.nodes"},
+		{"a limit", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", MaxBuilds: 1}, ""},
+		{"a limit below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", MaxBuilds: -1}, "spec.maxBuilds"},
 		{"a first number below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", FirstBuildNumber: -1}, "spec.firstBuildNumber"},
 	}
 	for _, c := range cases {
@@ -229,6 +231,14 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 			job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{GenerateName: "j-", Namespace: namespace}, Spec: c.spec}
 			checkRefusal(t, api.Create(t.Context(), job), c.want)
 		})
+	}
+}
+
+func TestNodeClassLimit(t *testing.T) {
+	api := newClient(t)
+	for limit, want := range map[int32]string{1: "", -1: "spec.maxBuilds"} {
+		class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{GenerateName: "limit-"}, Spec: v1alpha1.ZuulNodeClassSpec{MaxBuilds: limit}}
+		checkRefusal(t, api.Create(t.Context(), class, client.DryRunAll), want)
 	}
 }
 

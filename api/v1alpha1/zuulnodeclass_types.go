@@ -41,6 +41,12 @@ type ZuulNodeClassSpec struct {
 	// another build asks. Default false: the parameter is only passed on, since each build has a Pod of its own anyway.
 	// +optional
 	CordonWhenComplete bool `json:"cordonWhenComplete,omitempty"`
+
+	// maxBuilds is how many builds that ask for the class may be unfinished at once, in all namespaces together. Further ones wait in the Gearman
+	// server. Lowering it stops nothing. Builds that ask for no class are not counted. Default: no limit but the operator's.
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	MaxBuilds int32 `json:"maxBuilds,omitempty"`
 }
 
 // ZuulNodeClass is what a ZUUL_NODE means. A Node labelled zuulbuild.dev/node=NAME makes class NAME exist without an object; the object is for
@@ -49,6 +55,7 @@ type ZuulNodeClassSpec struct {
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:shortName=znc,categories=zuul,scope=Cluster
 // +kubebuilder:printcolumn:name="Class",type=string,JSONPath=`.spec.className`
+// +kubebuilder:printcolumn:name="Max builds",type=integer,JSONPath=`.spec.maxBuilds`
 // +kubebuilder:printcolumn:name="Selector",type=string,JSONPath=`.spec.nodeSelector`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type ZuulNodeClass struct {

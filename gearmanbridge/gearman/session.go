@@ -31,11 +31,13 @@ const pingPrefix = "worker-ping:"
 // order. It knows no time and no network and is not safe for concurrent use.
 //
 // It never has two GRAB_JOB_UNIQ outstanding, sends neither GRAB_JOB_UNIQ nor
-// PRE_SLEEP unless free says so, and never unregisters a function while a job
-// of it runs or may be on its way: gearmand would requeue that job.
+// PRE_SLEEP unless reserve or free says so, and never unregisters a function
+// while a job of it runs or may be on its way: gearmand would requeue that job.
 type session struct {
-	// free reports whether one more job may be grabbed.
-	free func() bool
+	// reserve, free and release are the Worker's fields of these names.
+	reserve func() bool
+	free    func() bool
+	release func()
 
 	phase phase
 	pings int
@@ -49,9 +51,13 @@ type session struct {
 	running    map[string]int  // unfinished jobs by function
 }
 
+// newSession is a session that reserves nothing, whose slots are simply free
+// or not.
 func newSession(free func() bool) *session {
 	return &session{
+		reserve:    free,
 		free:       free,
+		release:    func() {},
 		registered: make(map[string]bool),
 		unwanted:   make(map[string]bool),
 		running:    make(map[string]int),
@@ -94,7 +100,12 @@ func (s *session) setFunctions(functions []string) []Packet {
 }
 
 // drain is the event of the worker's wish to get no more jobs.
-func (s *session) drain() { s.draining = true }
+func (s *session) drain() {
+	s.draining = true
+	if s.phase != grabbing { // else the answer may be a job, which needs its slot
+		s.release()
+	}
+}
 
 // quiet reports that no job runs and none can arrive.
 func (s *session) quiet() bool {
@@ -116,8 +127,9 @@ func (s *session) noJob() []Packet {
 		return nil
 	}
 	s.phase = silent
+	s.release()
 	packets := s.dropUnwanted()
-	if s.mayGrab() {
+	if s.wantsJobs() && s.free() {
 		s.phase = asleep
 		packets = append(packets, request(PacketPreSleep))
 	}
@@ -187,16 +199,17 @@ func (s *session) pong(handle string) []Packet {
 func (s *session) grab() []Packet {
 	s.phase, s.overdue = silent, 0
 	packets := s.dropUnwanted()
-	if s.mayGrab() {
+	switch {
+	case !s.wantsJobs():
+		s.release()
+	case s.reserve():
 		s.phase = grabbing
 		packets = append(packets, request(PacketGrabJobUniq))
 	}
 	return packets
 }
 
-func (s *session) mayGrab() bool {
-	return !s.draining && len(s.registered) > 0 && s.free()
-}
+func (s *session) wantsJobs() bool { return !s.draining && len(s.registered) > 0 }
 
 // dropUnwanted unregisters the functions no longer wanted that have no job
 // here. No GRAB_JOB_UNIQ may be outstanding: its answer could be such a job.

@@ -16,6 +16,7 @@ type sessionModel struct {
 	// The owner of the session.
 	allowed  bool
 	capacity int
+	reserved bool // a slot, for the grab on its way
 	wanted   []string
 	running  []string // functions of the jobs the session was told of
 	drained  bool
@@ -41,13 +42,22 @@ func newSessionModel(t *rapid.T) *sessionModel {
 
 func (m *sessionModel) free() bool { return m.allowed && len(m.running) < m.capacity }
 
+func (m *sessionModel) reserve() bool {
+	m.reserved = m.reserved || m.free()
+	return m.reserved
+}
+
+func (m *sessionModel) release() { m.reserved = false }
+
 // connect begins a connection: the jobs of the one before are queued again.
 func (m *sessionModel) connect() {
 	m.queue = append(m.queue, m.assigned...)
 	m.assigned, m.running, m.up, m.down = nil, nil, nil, nil
 	m.registered = make(map[string]bool)
 	m.sleeping, m.noopSent = false, false
+	m.release()
 	m.session = newSession(m.free)
+	m.session.reserve, m.session.release = m.reserve, m.release
 	if m.drained {
 		m.session.drain()
 	}
@@ -59,13 +69,16 @@ func (m *sessionModel) say(packets []Packet) {
 	for _, packet := range packets {
 		switch packet.Type {
 		case PacketGrabJobUniq, PacketPreSleep:
-			if !m.free() {
-				m.t.Fatalf("%v while not free", packet.Type)
+			if packet.Type == PacketPreSleep && !m.free() {
+				m.t.Fatal("PRE_SLEEP while not free")
 			}
 			if m.drained {
 				m.t.Fatalf("%v while draining", packet.Type)
 			}
 		}
+	}
+	if grabbing := m.session.phase == grabbing; grabbing != m.reserved {
+		m.t.Fatalf("a slot is reserved: %v, a grab is on its way: %v", m.reserved, grabbing)
 	}
 	m.up = append(m.up, packets...)
 	grabs := 0
@@ -158,6 +171,7 @@ func (m *sessionModel) deliver() {
 		m.say(m.session.pong(packet.arg(0)))
 	case PacketJobAssignUniq:
 		m.running = append(m.running, packet.arg(1))
+		m.release()
 		m.say(m.session.assigned(packet.arg(1)))
 	}
 }

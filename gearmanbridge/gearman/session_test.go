@@ -25,7 +25,10 @@ func TestSession(t *testing.T) {
 		event func(*session) []Packet
 		want  string
 	}
-	setFree := func(s *session, free bool) { s.free = func() bool { return free } }
+	setFree := func(s *session, free bool) {
+		s.free = func() bool { return free }
+		s.reserve = s.free
+	}
 	start := func(names ...string) func(*session) []Packet {
 		return func(s *session) []Packet { return s.start("id", names) }
 	}
@@ -191,6 +194,28 @@ func TestSession(t *testing.T) {
 				if diff := cmp.Diff(step.want, describe(step.event(s))); diff != "" {
 					t.Fatalf("step %d (-want +got):\n%s", i+1, diff)
 				}
+			}
+		})
+	}
+}
+
+// TestSessionWithoutUseForASlot: who keeps slots must hear when a session that
+// was refused one does not wait for it any more.
+func TestSessionWithoutUseForASlot(t *testing.T) {
+	for name, event := range map[string]func(*session){
+		"drain":        (*session).drain,
+		"no functions": func(s *session) { s.setFunctions(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			released := 0
+			s := newSession(func() bool { return false })
+			s.release = func() { released++ }
+			s.start("", []string{"f"})
+			if released > 0 {
+				t.Fatal("released while it waits")
+			}
+			if event(s); released != 1 {
+				t.Errorf("released %d times", released)
 			}
 		})
 	}

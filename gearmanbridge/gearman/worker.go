@@ -43,9 +43,20 @@ type Worker struct {
 	// the server counts it as running.
 	Assigned func(*Job)
 	// Free reports whether one more job may be grabbed now. It is asked
-	// before each GRAB_JOB_UNIQ and PRE_SLEEP, after Assigned had the job
-	// before; nil means always. When it becomes true, call Wake.
+	// before each PRE_SLEEP and, unless there is Reserve, GRAB_JOB_UNIQ, after
+	// Assigned had the job before; nil means always. When it becomes true,
+	// call Wake.
 	Free func() bool
+	// Reserve is for workers that share slots: a GRAB_JOB_UNIQ on its way may
+	// bring a job, so nobody else may grab for the same slot meanwhile. It is
+	// asked before each GRAB_JOB_UNIQ, and true keeps one slot for the worker,
+	// the same one if asked again, until Assigned has a job for it or Release
+	// is called. When it becomes true, call Wake. May be nil.
+	Reserve func() bool
+	// Release says that the worker has no use for a slot now: the grab brought
+	// no job, the worker drains, offers no function or lost its connection.
+	// It may be called without Reserve before; may be nil.
+	Release func()
 	// Connected is called after each connection was made and the functions
 	// were registered; may be nil.
 	Connected func()
@@ -129,7 +140,7 @@ func (w *Worker) SetFunctions(names []string) error {
 	return errors.Join(problems...)
 }
 
-// Wake says that Free may have become true. It never blocks.
+// Wake says that Free or Reserve may have become true. It never blocks.
 func (w *Worker) Wake() {
 	w.mu.Lock()
 	w.needsWaking = true

@@ -169,6 +169,56 @@ func TestFullWorkerIsSilent(t *testing.T) {
 	server.expect(bytesGrab)
 }
 
+// TestReservation: a slot is reserved before each grab, and given back when the
+// grab brings nothing: also when its connection is lost or the worker drains.
+func TestReservation(t *testing.T) {
+	server := newMockServer(t)
+	var reserved atomic.Bool
+	released := make(chan struct{}, 100)
+	worker := startWorker(t, server.address(), []string{"f"}, func(w *gearman.Worker) {
+		w.Free = func() bool { return true }
+		w.Reserve = func() bool { reserved.Store(true); return true }
+		w.Release = func() { reserved.Store(false); released <- struct{}{} }
+	})
+	server.accept()
+	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
+	if !reserved.Load() {
+		t.Error("a grab without a slot")
+	}
+	server.send(bytesNoJob)
+	server.expect(bytesPreSleep)
+	if len(released) != 1 {
+		t.Errorf("%d releases after NO_JOB", len(released))
+	}
+	server.send(bytesNoop)
+	server.expect(bytesGrab)
+	server.hangUp()
+	next(t, "release with the end of the connection", released)
+	next(t, "release with the end of the connection", released)
+	server.accept()
+	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
+	worker.Drain()
+	server.send(bytesNoJob)
+	next(t, "release after the last grab", released)
+	<-worker.Drained()
+	if reserved.Load() {
+		t.Error("a drained worker keeps a slot")
+	}
+}
+
+func TestWorkerWithoutSlotIsSilent(t *testing.T) {
+	server := newMockServer(t)
+	var allowed atomic.Bool
+	worker := startWorker(t, server.address(), []string{"f"}, func(w *gearman.Worker) { w.Reserve = allowed.Load })
+	server.accept()
+	server.expect(bytesSetClientID + bytesCanDoF)
+	server.send(bytesNoop)
+	server.expectSilence(50 * time.Millisecond)
+	allowed.Store(true)
+	worker.Wake()
+	server.expect(bytesGrab)
+}
+
 func TestErrorPacketIsReportedAndNotFatal(t *testing.T) {
 	server := newMockServer(t)
 	worker := startWorker(t, server.address(), []string{"f"}, nil)

@@ -28,11 +28,8 @@ func (w *Worker) runConnection(ctx context.Context) (connected bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	free := w.Free
-	if free == nil {
-		free = func() bool { return true }
-	}
-	l := &loop{worker: w, link: newLink(connection, w.signal), session: newSession(free), logger: w.logger()}
+	l := &loop{worker: w, link: newLink(connection, w.signal), session: w.newSession(), logger: w.logger()}
+	defer l.session.release() // the connection took the answer to its last grab with it
 
 	packets := make(chan Packet)
 	failure := make(chan error, 1)
@@ -65,6 +62,21 @@ func (w *Worker) dial(ctx context.Context) (*conn, error) {
 		return nil, fmt.Errorf("gearman: TLS with %s: %w", w.Address, err)
 	}
 	return dial(ctx, w.Address, config, w.MaxPacketSize)
+}
+
+func (w *Worker) newSession() *session {
+	free := w.Free
+	if free == nil {
+		free = func() bool { return true }
+	}
+	s := newSession(free)
+	if w.Reserve != nil {
+		s.reserve = w.Reserve
+	}
+	if w.Release != nil {
+		s.release = w.Release
+	}
+	return s
 }
 
 // readPackets passes packets on until reading fails or stop is closed.

@@ -1,0 +1,108 @@
+package gearmanbridge
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+)
+
+// fullCache is the manager's cache with the builds in it, and no API server behind it.
+func fullCache(b *testing.B, builds []v1alpha1.ZuulBuild) client.Client {
+	b.Helper()
+	scheme := runtime.NewScheme()
+	must(b, v1alpha1.AddToScheme(scheme))
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(v1alpha1.GroupVersion.WithKind("ZuulBuild"), meta.RESTScopeNamespace)
+	list := func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+		return &v1alpha1.ZuulBuildList{Items: builds}, nil
+	}
+	wait := func(context.Context, metav1.ListOptions) (watch.Interface, error) { return watch.NewFake(), nil }
+	objects, err := cache.New(&rest.Config{}, cache.Options{
+		HTTPClient: http.DefaultClient, Scheme: scheme, Mapper: mapper,
+		NewInformer: func(_ toolscache.ListerWatcher, object runtime.Object, resync time.Duration, indexers toolscache.Indexers) toolscache.SharedIndexInformer {
+			source := toolscache.ToListWatcherWithWatchListSemantics(
+				&toolscache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: wait}, withoutWatchList{})
+			return toolscache.NewSharedIndexInformer(source, object, resync, indexers)
+		},
+	})
+	must(b, err)
+	must(b, setupIndexes(b.Context(), objects))
+	go func() { _ = objects.Start(b.Context()) }()
+	if !objects.WaitForCacheSync(b.Context()) {
+		b.Fatal("the cache is not filled")
+	}
+	cached, err := client.New(&rest.Config{}, client.Options{
+		HTTPClient: http.DefaultClient, Scheme: scheme, Mapper: mapper, Cache: &client.CacheOptions{Reader: objects},
+	})
+	must(b, err)
+	return cached
+}
+
+// withoutWatchList says that the builds are listed, then watched.
+type withoutWatchList struct{}
+
+func (withoutWatchList) IsWatchListSemanticsUnSupported() bool { return true }
+
+// manyBuilds of 1,000 jobs on 10 classes.
+func manyBuilds(unfinished, complete int) []v1alpha1.ZuulBuild {
+	builds := make([]v1alpha1.ZuulBuild, unfinished+complete)
+	for i := range builds {
+		job := fmt.Sprintf("job-%d", i%1000)
+		builds[i] = v1alpha1.ZuulBuild{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: fmt.Sprintf("build-%d", i), ResourceVersion: "1"},
+			Spec: v1alpha1.ZuulBuildSpec{
+				Job: job, JobRef: &v1alpha1.JobReference{Name: job}, Node: fmt.Sprintf("class-%d", i%10), Number: int64(i + 1),
+			},
+			Status: v1alpha1.ZuulBuildStatus{Phase: v1alpha1.PhaseRunning},
+		}
+		if i >= unfinished {
+			builds[i].Status.Phase = v1alpha1.PhaseSucceeded
+		}
+	}
+	return builds
+}
+
+// BenchmarkReserve is what each grab costs with 2,000 unfinished builds, as many assignments, and the builds of some days beside them.
+func BenchmarkReserve(b *testing.B) {
+	bridge := &Bridge{Client: fullCache(b, manyBuilds(2000, 20000))}
+	l := limits{all: 5000, classes: map[string]int{}, jobs: map[types.NamespacedName]int{}}
+	for i := range 10 {
+		l.classes[fmt.Sprintf("class-%d", i)] = 500
+	}
+	for i := range 100 {
+		l.jobs[jobKey(fmt.Sprintf("job-%d", i))] = 500
+	}
+	for i := range 2000 {
+		bridge.assignments.add(&assignment{
+			key:    jobKey(fmt.Sprintf("build-%d", i)),
+			target: target{key: jobKey(fmt.Sprintf("job-%d", i%1000)), class: fmt.Sprintf("class-%d", i%10)},
+		})
+	}
+	table := slots{count: bridge.usage, failed: func(err error) { b.Fatal(err) }, limits: l}
+	p := &pool{scope: scope{class: "class-1"}, worker: &gearman.Worker{}}
+	if used, err := table.count(&l); err != nil || used.all != 2000 || used.classes["class-1"] != 200 || used.jobs[jobKey("job-1")] != 2 {
+		b.Fatalf("%+v, %v", used, err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if !table.reserve(p) {
+			b.Fatal("no room")
+		}
+		table.release(p)
+	}
+}
