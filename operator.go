@@ -36,6 +36,7 @@ import (
 // operatorOptions are the flags of `zuulbuild operator`.
 type operatorOptions struct {
 	kubeconfig         string
+	namespaces         []string
 	gearmanServers     []string
 	gearmanServersFile string
 	manager            string
@@ -77,6 +78,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	}
 	flags := command.Flags()
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "cluster to work on; default: $KUBECONFIG, the cluster this runs in, or ~/.kube/config")
+	flags.StringArrayVar(&o.namespaces, "namespace", nil, "namespace of the jobs and builds to see to; may be given more than once; default: all")
 	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
 	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of Gearman servers, for TLS; see above")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
@@ -207,7 +209,7 @@ func (o *operatorOptions) newManager(config *rest.Config) (ctrl.Manager, error) 
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
-		Cache:                         controllers.CacheOptions(),
+		Cache:                         controllers.CacheOptions(o.namespaces...),
 		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress:        o.healthAddress,
 		LeaderElection:                o.leaderElect,

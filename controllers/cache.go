@@ -12,10 +12,19 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// CacheOptions keep in memory only what is read: Pods of builds and Nodes that make a class, without the parts nobody looks at.
-func CacheOptions() cache.Options {
+// CacheOptions keep in memory only what is read: Pods of builds and Nodes that make a class, without the parts nobody looks at. Namespaces, where
+// some are given, are the only ones that jobs and builds are seen in, so that several operators can share a cluster.
+func CacheOptions(namespaces ...string) cache.Options {
+	var only map[string]cache.Config // nil: all
+	for _, namespace := range namespaces {
+		if only == nil {
+			only = map[string]cache.Config{}
+		}
+		only[namespace] = cache.Config{}
+	}
 	return cache.Options{
-		DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultNamespaces: only,
+		DefaultTransform:  cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Pod{}:  {Label: labelled(v1alpha1.LabelBuild), Transform: stripPod},
 			&corev1.Node{}: {Label: labelled(v1alpha1.LabelNode), Transform: stripNode},
