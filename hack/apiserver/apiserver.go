@@ -26,6 +26,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -83,6 +85,22 @@ func Config(t testing.TB) *rest.Config {
 	config := rest.CopyConfig(server.Config)
 	config.QPS = -1
 	return config
+}
+
+// Kubeconfig is the path of a file that gives a program an administrator's access to the server, for as long as the test runs.
+func Kubeconfig(t testing.TB) string {
+	t.Helper()
+	config := Config(t)
+	access := clientcmdapi.NewConfig()
+	access.Clusters["test"] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
+	access.AuthInfos["test"] = &clientcmdapi.AuthInfo{ClientCertificateData: config.CertData, ClientKeyData: config.KeyData}
+	access.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
+	access.CurrentContext = "test"
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*access, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // Namespace makes a namespace for one test, named after it. It stays until the server stops: nothing is there to empty it.

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Program is a program that was started. It outlives the one that started it.
+// Program is a program that was started. It outlives the one that started it unless StartBound did.
 type Program struct {
 	// LogFile has what it writes to its outputs.
 	LogFile string
@@ -24,6 +24,15 @@ type Program struct {
 
 // Start runs a program with its outputs in logFile, which it appends to.
 func Start(logFile, path string, arguments ...string) (*Program, error) {
+	return start(&syscall.SysProcAttr{Setsid: true}, logFile, path, arguments)
+}
+
+// StartBound is Start for a program that is killed if the one that started it ends.
+func StartBound(logFile, path string, arguments ...string) (*Program, error) {
+	return start(&syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}, logFile, path, arguments)
+}
+
+func start(attributes *syscall.SysProcAttr, logFile, path string, arguments []string) (*Program, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -31,7 +40,7 @@ func Start(logFile, path string, arguments ...string) (*Program, error) {
 	defer log.Close()
 	command := exec.Command(path, arguments...)
 	command.Stdout, command.Stderr = log, log
-	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	command.SysProcAttr = attributes
 	if err := command.Start(); err != nil {
 		return nil, err
 	}

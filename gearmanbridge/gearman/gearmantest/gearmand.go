@@ -53,15 +53,9 @@ func StartGearmand(t testing.TB, arguments ...string) (address string) {
 // NewGearmand is StartGearmand for tests that stop and start the server again.
 func NewGearmand(t testing.TB, arguments ...string) *Gearmand {
 	t.Helper()
-	program, err := find()
-	if err != nil {
-		if os.Getenv(RequireVariable) == "1" {
-			t.Fatalf("gearmand is required by %s=1: %v; install gearman-job-server", RequireVariable, err)
-		}
-		t.Skipf("gearmand is not installed (gearman-job-server): %v", err)
-	}
-	g := &Gearmand{t: t, program: program, arguments: arguments}
+	g := &Gearmand{t: t, program: NeedGearmand(t), arguments: arguments}
 	t.Cleanup(g.Stop)
+	var err error
 	for range startTries { // another program may take the free port
 		g.Address = freeAddress(t)
 		if err = g.start(); err == nil {
@@ -70,6 +64,20 @@ func NewGearmand(t testing.TB, arguments ...string) *Gearmand {
 	}
 	t.Fatalf("gearmand does not start: %v", err)
 	return nil
+}
+
+// NeedGearmand returns where gearmand is. Where it is not installed the test
+// is skipped, or fails if RequireVariable says so.
+func NeedGearmand(t testing.TB) (program string) {
+	t.Helper()
+	program, err := find()
+	if err != nil {
+		if os.Getenv(RequireVariable) == "1" {
+			t.Fatalf("gearmand is required by %s=1: %v; install gearman-job-server", RequireVariable, err)
+		}
+		t.Skipf("gearmand is not installed (gearman-job-server): %v", err)
+	}
+	return program
 }
 
 // find looks where a user's PATH may not.

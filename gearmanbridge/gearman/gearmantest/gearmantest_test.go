@@ -132,6 +132,29 @@ func TestProxyDelays(t *testing.T) {
 	}
 }
 
+func TestProxyInjects(t *testing.T) {
+	proxy, conn := echo(t)
+	if got, err := exchange(conn, "x", patience); got != "x" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	for _, direction := range []gearmantest.Direction{gearmantest.FromServer, gearmantest.ToServer} {
+		if err := proxy.Inject(1, direction, []byte("injected")); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len("injected")) // what goes to the server, it sends back
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "injected" {
+			t.Errorf("%v: got %q, %v", direction, got, err)
+		}
+	}
+	if chunks := proxy.Recording(); len(chunks) != 5 || string(chunks[2].Bytes) != "injected" {
+		t.Errorf("recording %v", chunks)
+	}
+	proxy.Cut()
+	if proxy.Inject(1, gearmantest.FromServer, []byte("x")) == nil {
+		t.Error("a closed connection takes bytes")
+	}
+}
+
 func TestGearmandStopsAndStarts(t *testing.T) {
 	server := gearmantest.NewGearmand(t)
 	for name, end := range map[string]func(){"Stop": server.Stop, "Kill": server.Kill} {

@@ -2,6 +2,7 @@ package gearmantest
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -165,6 +166,25 @@ func (p *Proxy) Packets(direction Direction) []gearman.Packet {
 		}
 	}
 	return packets
+}
+
+// Inject sends bytes of its own on a connection as if the other side had, and
+// records them: a packet replayed, or one that no server sends. Nothing else
+// should be on its way there, lest it land within another packet.
+func (p *Proxy) Inject(connection int, direction Direction, data []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pair, open := p.connections[connection]
+	if !open {
+		return fmt.Errorf("connection %d is closed", connection)
+	}
+	p.recording = append(p.recording, Chunk{connection, direction, bytes.Clone(data)})
+	to := pair[1]
+	if direction == FromServer {
+		to = pair[0]
+	}
+	_, err := to.Write(data)
+	return err
 }
 
 func (p *Proxy) accept() {
