@@ -50,7 +50,7 @@ integration: packages ## Run the tests against a real API server and a real gear
 
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
-	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/...
+	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/e2e/...
 
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say
