@@ -137,7 +137,7 @@ func fullIsSilent(s *scene) {
 // last as long as the connection lives, which no worker can change; the order of registration is shuffled, so that a reconnect helps.
 func starvation(s *scene) {
 	if s.flavour == gearmand {
-		s.Skip("documented: gearmand without --round-robin serves the function registered last before all others; run it with --round-robin")
+		s.Skip("documented: gearmand without --round-robin serves the function registered last before all others (docs/gearman-servers.md); run it with --round-robin")
 	}
 	endless, other := s.job(exits), s.job(exits)
 	var queue []*zuulclient.Build
