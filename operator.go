@@ -83,7 +83,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of Gearman servers, for TLS; see above")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
 	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be unfinished before no more are taken")
-	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long a build whose Gearman job is lost may wait for it to come back before it is stopped")
+	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long builds run on while the Gearman server that lost their jobs with a connection cannot be asked for them")
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Hour, "how long running builds may take to end after SIGTERM; a second signal ends at once")
 	flags.StringVar(&o.pagesAddress, "pages-address", ":8080", "where the build pages are served")
 	flags.StringVar(&o.pagesURL, "pages-url", "http://localhost:8080", "the address people reach the build pages at; Zuul reports it")

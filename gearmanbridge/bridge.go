@@ -60,6 +60,7 @@ type Bridge struct {
 	Logger   *slog.Logger
 
 	assignments assignments
+	alone       aloneBuilds
 	functions   functionTable
 	slots       slots
 	sessions    []*session
@@ -76,6 +77,9 @@ type session struct {
 	management *gearman.Worker
 	// suspicion holds a token while the jobs of the server are to be asked for at once.
 	suspicion chan struct{}
+	// connected holds a token when the management connection was made, and behaviour is what the server was found to be.
+	connected chan struct{}
+	behaviour knownBehaviour
 }
 
 // SetupWithManager registers the bridge with the manager: the sessions and the controllers that keep the functions right, report builds and
@@ -105,7 +109,7 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 }
 
 func (b *Bridge) newSession(server Server) *session {
-	s := &session{server: server, suspicion: make(chan struct{}, 1)}
+	s := &session{server: server, suspicion: make(chan struct{}, 1), connected: make(chan struct{}, 1)}
 	logger := b.Logger.With("gearmanServer", server.Name)
 	s.builds.create = func(scope scope) *pool {
 		p := &pool{scope: scope, retired: make(chan struct{})}
@@ -120,7 +124,7 @@ func (b *Bridge) newSession(server Server) *session {
 		return p
 	}
 	s.management = &gearman.Worker{
-		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
+		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger, Connected: func() { token(s.connected) },
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
 	}
 	return s
@@ -163,6 +167,7 @@ func (b *Bridge) Start(ctx context.Context) error {
 			return fmt.Errorf("manager name %q: %w", b.Manager, err)
 		}
 		running.Go(func() { b.sweepRegularly(ctx, s) })
+		running.Go(func() { b.settleRegularly(ctx, s) })
 		running.Go(func() {
 			if err := s.management.Run(ctx); err != nil {
 				cancel(err)

@@ -2,7 +2,6 @@ package gearmanbridge
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,13 +16,7 @@ import (
 )
 
 // reporter tells whoever waits for a build what its status says, and sees to builds that nobody waits for.
-type reporter struct {
-	bridge *Bridge
-
-	mu sync.Mutex
-	// alone is since when an unfinished build has had no listener. A restart begins anew, which only gives a unique longer to come back.
-	alone map[types.NamespacedName]time.Time
-}
+type reporter struct{ bridge *Bridge }
 
 func (r *reporter) setup(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
@@ -93,7 +86,7 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 
 // missing: somebody deleted the ZuulBuild, which stops the build.
 func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
-	r.setAlone(key, false)
+	r.bridge.alone.set(key, false)
 	r.bridge.slots.wake() // it may have had a slot
 	listeners := r.bridge.assignments.of(key)
 	if len(listeners) == 0 {
@@ -127,34 +120,13 @@ func (b *Bridge) finishDeleted(a *assignment, build *v1alpha1.ZuulBuild) error {
 // abandon stops a build that came from Gearman and that nobody has waited for during the grace period: Zuul has started another in its place.
 func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, listened bool) (ctrl.Result, error) {
 	fromGearman := build.Labels[v1alpha1.LabelGearmanServer] != ""
-	since := r.setAlone(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort)
+	since := r.bridge.alone.set(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort)
 	if since.IsZero() {
 		return ctrl.Result{}, nil
 	}
-	grace := r.bridge.GracePeriod
-	if build.Spec.UUID == "" {
-		grace = 0 // without a unique it cannot come back
-	}
-	if left := grace - time.Since(since); left > 0 {
+	if left := r.bridge.graceOf(build) - time.Since(since); left > 0 {
 		return ctrl.Result{RequeueAfter: left}, nil
 	}
 	ctrl.LoggerFrom(ctx).Info("Nobody waits for the build any more; stopping it", "uuid", build.Spec.UUID, "job", build.Spec.Job)
 	return ctrl.Result{}, r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned)
-}
-
-// setAlone notes that a build is without a listener or no longer so, and tells since when it has been; zero if it is not.
-func (r *reporter) setAlone(key types.NamespacedName, alone bool) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !alone {
-		delete(r.alone, key)
-		return time.Time{}
-	}
-	if r.alone == nil {
-		r.alone = map[types.NamespacedName]time.Time{}
-	}
-	if _, known := r.alone[key]; !known {
-		r.alone[key] = time.Now()
-	}
-	return r.alone[key]
 }

@@ -2,7 +2,6 @@ package gearmanbridge
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -58,11 +57,15 @@ func (b *Bridge) nextSweep() time.Duration {
 
 // suspect has the jobs of the session's server asked for at once, without waiting for that.
 func (s *session) suspect(code string) {
-	if code != codeJobNotFound {
-		return
+	if code == codeJobNotFound {
+		token(s.suspicion)
 	}
+}
+
+// token puts one into a channel for at most one.
+func token(into chan<- struct{}) {
 	select {
-	case s.suspicion <- struct{}{}:
+	case into <- struct{}{}:
 	default:
 	}
 }
@@ -80,14 +83,7 @@ func (b *Bridge) ignored(ctx context.Context, server Server) map[string]bool {
 }
 
 func ignoredJobs(ctx context.Context, server Server) (map[string]bool, error) {
-	var config *tls.Config
-	if server.TLS != nil {
-		var err error
-		if config, err = server.TLS(); err != nil {
-			return nil, err
-		}
-	}
-	admin, err := gearman.DialAdmin(ctx, server.Address, config)
+	admin, err := administration(ctx, server)
 	if err != nil {
 		return nil, err
 	}

@@ -141,6 +141,25 @@ func (a *Admin) Behaviour(ctx context.Context) (Behaviour, error) {
 	return behaviour, err
 }
 
+// KnowsUnique tells whether gearmand has a job with the unique, queued or
+// running, of whatever function. geard never answers; see Behaviour.
+func (a *Admin) KnowsUnique(ctx context.Context, unique string) (bool, error) {
+	known := false
+	ask := func() error { return a.conn.write(request(PacketGetStatusUnique, unique)) }
+	err := a.do(ctx, "GET_STATUS_UNIQUE", ask, func() error {
+		packet, err := a.conn.readPacket()
+		if err != nil {
+			return err
+		}
+		if packet.Type != PacketStatusResUnique || packet.arg(0) != unique {
+			return fmt.Errorf("%w: answer %v", ErrProtocol, packet)
+		}
+		known = packet.arg(1) == "1"
+		return nil
+	})
+	return known, err
+}
+
 // CancelJob removes a queued job; the error wraps ErrUnknownJob if there is
 // none. gearmand also accepts the handle of a running job: it tells the client
 // that the job failed and the worker nothing.
