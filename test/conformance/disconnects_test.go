@@ -127,7 +127,7 @@ func dropFinished(s *scene) {
 
 // staleHandle: after a restart, the server gives a new build the handle that an old one had. What becomes of the old one is nobody's business.
 func staleHandle(s *scene) {
-	job := s.job(holds)
+	job := s.job(lingers)
 	before := s.submit(zuulclient.Request{Job: job})
 	old, _ := s.running(before)
 	s.servers[0].restart()
@@ -141,9 +141,12 @@ func staleHandle(s *scene) {
 	if old.Handle != state.Handle {
 		s.Fatalf("handles %s and %s differ: the test shows nothing", old.Handle, state.Handle)
 	}
-	s.exit(old.UUID, 0)
-	if verdict := s.awaitVerdict(old.UUID); verdict.Status.Result != "SUCCESS" {
-		s.Fatalf("the old build ended with %q: the test shows nothing", verdict.Status.Result)
+	if build := s.build(old.UUID); build.Complete() {
+		s.Fatalf("the old build has ended %s already: the test shows nothing", build.Status.Phase)
+	}
+	s.kubelet.lets(s.namespace, old.UUID)
+	if verdict := s.awaitVerdict(old.UUID); verdict.Status.Phase != v1alpha1.PhaseLost {
+		s.Errorf("the old build, which the server had forgotten, ended %s", verdict.Status.Phase)
 	}
 	s.run(s.job(exits)) // time for a packet that should not come, on the connection it would come on
 	if now := after.State(); now.Ended() {
