@@ -24,6 +24,7 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -88,7 +89,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.StringVar(&o.pagesAddress, "pages-address", ":8080", "where the build pages are served")
 	flags.StringVar(&o.pagesURL, "pages-url", "http://localhost:8080", "the address people reach the build pages at; Zuul reports it")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
-	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served in plain HTTP; 0 for nowhere")
+	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served in plain HTTP, see docs/metrics.md; 0 for nowhere")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "let one of several replicas work at a time")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -151,7 +152,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	}
 	bridge := &gearmanbridge.Bridge{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, Servers: servers, Manager: o.manager,
-		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger,
+		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger, Metrics: metrics.Registry,
 		Worker: gearmanbridge.WorkerInfo{Hostname: hostname, FQDN: hostname, Version: version},
 	}
 	if err := bridge.SetupWithManager(ctx, mgr); err != nil {

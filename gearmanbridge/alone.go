@@ -2,7 +2,6 @@ package gearmanbridge
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -93,7 +92,7 @@ func (b *Bridge) settleRegularly(ctx context.Context, s *session) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.connected:
+		case <-s.reconnected:
 			s.behaviour.value.Store(nil) // it may be another server
 			connected = true
 		case <-timer.C:
@@ -122,7 +121,7 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	if err != nil || len(builds) == 0 && !identify && s.behaviour.value.Load() != nil {
 		return err
 	}
-	admin, err := administration(ctx, s.server)
+	admin, err := s.server.admin(ctx)
 	if err != nil {
 		return err
 	}
@@ -152,6 +151,7 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 			if err := b.abort(ctx, &builds[i], v1alpha1.AbortAbandoned); err != nil {
 				return err
 			}
+			b.metrics.orphans.WithLabelValues(string(orphanUnknown)).Inc()
 		}
 	}
 	return nil
@@ -169,16 +169,4 @@ func (b *Bridge) listAlone(ctx context.Context, s *session) ([]v1alpha1.ZuulBuil
 		}
 	}
 	return alone, err
-}
-
-// administration of a server, on a connection of its own.
-func administration(ctx context.Context, server Server) (*gearman.Admin, error) {
-	var config *tls.Config
-	if server.TLS != nil {
-		var err error
-		if config, err = server.TLS(); err != nil {
-			return nil, err
-		}
-	}
-	return gearman.DialAdmin(ctx, server.Address, config)
 }

@@ -3,6 +3,7 @@ package gearmanbridge
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -19,9 +20,11 @@ type assignment struct {
 	key    types.NamespacedName // of the ZuulBuild
 	unique string
 
-	mu    sync.Mutex          // of the two below; never held while sending
+	mu    sync.Mutex          // of the three below; never held while sending
 	build *v1alpha1.ZuulBuild // as created or adopted; nil until then
 	stop  bool                // stop: came before the build existed
+	// completed is when the cache learned that the build is complete; zero until then, and for one that was complete when it was asked for.
+	completed time.Time
 
 	sending sync.Mutex // orders what is sent, and guards the two below
 	started bool       // the first WORK_DATA was sent
@@ -52,6 +55,20 @@ func (a *assignment) stopOnArrival() bool {
 	}
 	a.stop = true
 	return true
+}
+
+// completes notes that the cache has just learned that the build is complete.
+func (a *assignment) completes() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.completed = time.Now()
+}
+
+// completedAt is when the cache learned that the build is complete, or zero.
+func (a *assignment) completedAt() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.completed
 }
 
 // assignments is the table of them. It says who listens; what they listen to is told by the builds.

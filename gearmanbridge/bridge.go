@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -58,7 +60,10 @@ type Bridge struct {
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Worker   WorkerInfo
 	Logger   *slog.Logger
+	// Metrics gets those of docs/metrics.md; nil for none.
+	Metrics prometheus.Registerer
 
+	metrics     *metrics
 	assignments assignments
 	alone       aloneBuilds
 	functions   functionTable
@@ -77,9 +82,11 @@ type session struct {
 	management *gearman.Worker
 	// suspicion holds a token while the jobs of the server are to be asked for at once.
 	suspicion chan struct{}
-	// connected holds a token when the management connection was made, and behaviour is what the server was found to be.
-	connected chan struct{}
-	behaviour knownBehaviour
+	// reconnected holds a token when the management connection was made, and behaviour is what the server was found to be.
+	reconnected chan struct{}
+	behaviour   knownBehaviour
+	// connected is whether management is.
+	connected atomic.Bool
 }
 
 // SetupWithManager registers the bridge with the manager: the sessions and the controllers that keep the functions right, report builds and
@@ -90,6 +97,9 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.refusals.Interval = time.Minute
 	b.slots.count = b.usage
 	b.slots.failed = func(err error) { b.Logger.Error("No build is grabbed", "error", err) }
+	if err := b.setupMetrics(); err != nil {
+		return err
+	}
 	for _, server := range b.Servers {
 		b.sessions = append(b.sessions, b.newSession(server))
 	}
@@ -109,23 +119,30 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 }
 
 func (b *Bridge) newSession(server Server) *session {
-	s := &session{server: server, suspicion: make(chan struct{}, 1), connected: make(chan struct{}, 1)}
+	s := &session{server: server, suspicion: make(chan struct{}, 1), reconnected: make(chan struct{}, 1)}
 	logger := b.Logger.With("gearmanServer", server.Name)
 	s.builds.create = func(scope scope) *pool {
 		p := &pool{scope: scope, retired: make(chan struct{})}
 		p.worker = &gearman.Worker{
 			Address: server.Address, TLS: server.TLS, ClientID: poolID(b.Manager, scope), Logger: logger.With("pool", scope.String()),
 			ServerError:  func(code, _ string) { s.suspect(code) },
+			NoJob:        func() { b.metrics.grabs.WithLabelValues(server.Name, grabNoJob).Inc() },
 			PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
 			Reserve: func() bool { return b.slots.reserve(p) },
 			Free:    func() bool { return b.slots.free(p) },
 			Release: func() { b.slots.release(p) },
 		}
+		noteConnection(p.worker, &p.connected)
 		return p
 	}
 	s.management = &gearman.Worker{
-		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger, Connected: func() { token(s.connected) },
+		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
+	}
+	noteConnection(s.management, &s.connected)
+	s.management.Connected = func() {
+		s.connected.Store(true)
+		token(s.reconnected)
 	}
 	return s
 }
@@ -158,6 +175,7 @@ func (b *Bridge) NeedLeaderElection() bool { return true }
 func (b *Bridge) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	defer b.metrics.work()()
 	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -168,6 +186,7 @@ func (b *Bridge) Start(ctx context.Context) error {
 		}
 		running.Go(func() { b.sweepRegularly(ctx, s) })
 		running.Go(func() { b.settleRegularly(ctx, s) })
+		running.Go(func() { b.measureQueue(ctx, s.server) })
 		running.Go(func() {
 			if err := s.management.Run(ctx); err != nil {
 				cancel(err)

@@ -21,6 +21,18 @@ func (b *Bridge) commandFunctions() []string {
 	return []string{stopFunction + b.Manager, describeFunction + b.Manager}
 }
 
+// commandOutcome is what became of a stop: (all but commandAccepted) or a set_description:; a label value.
+type commandOutcome string
+
+const (
+	commandStopped      commandOutcome = "stopped"
+	commandAlreadyEnded commandOutcome = "already_ended"
+	commandAccepted     commandOutcome = "accepted"
+	commandUnknown      commandOutcome = "unknown"
+	commandMalformed    commandOutcome = "malformed"
+	commandError        commandOutcome = "error"
+)
+
 const (
 	stopFunction     = "stop:"
 	describeFunction = "set_description:"
@@ -48,11 +60,14 @@ func (b *Bridge) answer(job *gearman.Job, known bool) {
 	}
 	if err := send(); err != nil {
 		b.Logger.Info("A command could not be answered", "function", job.Function, "reason", err)
+		return
 	}
+	b.metrics.answered(job)
 }
 
 // refuseCommand answers a job whose argument cannot be understood. Zuul sends no such thing, and whoever does shall not fill the log.
 func (b *Bridge) refuseCommand(ctx context.Context, job *gearman.Job, reason error) {
+	b.metrics.command(job, commandMalformed, nil)
 	b.answer(job, false)
 	level := slog.LevelDebug
 	b.refusals.Do(func() { level = slog.LevelInfo })

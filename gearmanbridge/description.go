@@ -75,9 +75,11 @@ func (b *Bridge) commandDescribe(ctx context.Context, s *session, job *gearman.J
 		b.Logger.Error("The builds cannot be read; a description is lost", "function", job.Function, "error", err)
 	}
 	if !known {
+		b.metrics.command(job, commandUnknown, err)
 		b.unknownBuild(job, request.build)
 		return key, false
 	}
+	b.metrics.command(job, commandAccepted, nil)
 	b.answer(job, true)
 	b.describer.want(key, description.Sanitize(request.html))
 	return key, true

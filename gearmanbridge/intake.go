@@ -34,6 +34,7 @@ type refusal struct{ error }
 
 // assigned takes a job from the server. It runs on the connection's own loop, so it only notes who waits; the rest goes on beside it.
 func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *session, p *pool, job *gearman.Job) {
+	b.metrics.grabs.WithLabelValues(s.server.Name, grabAssigned).Inc()
 	target, known := b.functions.lookup(job.Function)
 	if !known {
 		b.slots.release(p)
@@ -132,6 +133,7 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild
 			return nil, err
 		}
 		if err = b.Client.Create(ctx, build); err == nil {
+			b.metrics.requests.WithLabelValues(requestCreated).Inc()
 			return build, nil
 		}
 		if apierrors.IsAlreadyExists(err) {
@@ -147,6 +149,7 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild
 	if err := a.sameRequest(existing); err != nil {
 		return nil, &refusal{err}
 	}
+	b.metrics.requests.WithLabelValues(found(existing)).Inc()
 	return existing, nil
 }
 
@@ -226,6 +229,7 @@ func (b *Bridge) begin(a *assignment, build *v1alpha1.ZuulBuild) error {
 
 // refuse gives a definite result to a request that has no ZuulBuild to put a message on: the log and Zuul's status.json tell it.
 func (b *Bridge) refuse(job *gearman.Job, name string, reason error) {
+	b.metrics.requests.WithLabelValues(requestRefused).Inc()
 	b.Logger.Error("Request refused", "uuid", job.Unique, "function", job.Function, "reason", reason)
 	data := b.worker()
 	data.Name, data.Number = name, noNumber
@@ -239,5 +243,7 @@ func (b *Bridge) refuse(job *gearman.Job, name string, reason error) {
 	}
 	if err := job.Complete(data.encode()); err != nil {
 		b.Logger.Info("The refusal could not be sent", "uuid", job.Unique, "reason", err)
+		return
 	}
+	b.metrics.reports.WithLabelValues(resultLabel(resultInvalidRequest)).Inc()
 }

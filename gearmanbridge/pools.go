@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
@@ -14,6 +15,8 @@ type pool struct {
 	scope   scope
 	worker  *gearman.Worker
 	retired chan struct{} // closed when another takes its place
+
+	connected atomic.Bool
 }
 
 // pools are the building connections to one Gearman server.

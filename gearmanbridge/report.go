@@ -7,6 +7,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -21,7 +22,7 @@ type reporter struct{ bridge *Bridge }
 func (r *reporter) setup(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("report").
-		For(&v1alpha1.ZuulBuild{}).
+		For(&v1alpha1.ZuulBuild{}, builder.WithPredicates(r.bridge.noteCompletions())).
 		WatchesRawSource(source.Channel(r.bridge.changed, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		Complete(r)
@@ -74,7 +75,8 @@ func (b *Bridge) report(a *assignment, build *v1alpha1.ZuulBuild) error {
 
 // finish sends the whole description with the result, then the one finishing packet. A build that ended without a result, by the infrastructure's
 // fault, is a WORK_FAIL, at which Zuul runs the job again; so is one that was stopped, as the launcher document asks, though with its result.
-func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData) error {
+func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData) (err error) {
+	defer func() { b.metrics.reported(a, data.Result, err) }()
 	if err := a.job.Data(data.encode()); err != nil {
 		return err
 	}
@@ -128,5 +130,5 @@ func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, liste
 		return ctrl.Result{RequeueAfter: left}, nil
 	}
 	ctrl.LoggerFrom(ctx).Info("Nobody waits for the build any more; stopping it", "uuid", build.Spec.UUID, "job", build.Spec.Job)
-	return ctrl.Result{}, r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned)
+	return ctrl.Result{}, r.bridge.metrics.abandoned(build, r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned))
 }

@@ -52,12 +52,13 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 		return
 	}
 	stop.server = s.server.Name
-	known, err := b.stop(ctx, stop)
+	outcome, err := b.stop(ctx, stop)
+	b.metrics.command(job, outcome, err)
 	if err != nil {
 		b.Logger.Error("The build could not be marked to stop; trying again",
 			"function", job.Function, "uuid", stop.uuid, "job", stop.job, "number", stop.number, "error", err)
 	}
-	if !known {
+	if outcome == commandUnknown {
 		b.unknownBuild(job, stop)
 	} else {
 		b.answer(job, true)
@@ -86,31 +87,31 @@ func (b *Bridge) insist(ctx context.Context, reference buildReference) {
 }
 
 // stop marks a build to be stopped. It is known if it exists, also when it has ended, and when it is about to exist.
-func (b *Bridge) stop(ctx context.Context, reference buildReference) (known bool, err error) {
+func (b *Bridge) stop(ctx context.Context, reference buildReference) (outcome commandOutcome, err error) {
 	build, err := b.find(ctx, reference)
 	if err != nil {
-		return false, err
+		return commandUnknown, err
 	}
 	if build == nil {
 		return b.stopBeforeBuild(reference), nil
 	}
 	if build.Complete() || build.Spec.Abort {
-		return true, nil
+		return commandAlreadyEnded, nil
 	}
-	return true, b.abort(ctx, build, v1alpha1.AbortStopped)
+	return commandStopped, b.abort(ctx, build, v1alpha1.AbortStopped)
 }
 
 // stopBeforeBuild has a build come into being aborted, if its request is on its way through intake.
-func (b *Bridge) stopBeforeBuild(reference buildReference) bool {
+func (b *Bridge) stopBeforeBuild(reference buildReference) commandOutcome {
 	if reference.uuid == "" {
-		return false // Zuul learns name and number from a build that exists
+		return commandUnknown // Zuul learns name and number from a build that exists
 	}
 	for _, a := range b.assignments.all() {
 		if a.unique == reference.uuid && a.server == reference.server && a.stopOnArrival() {
-			return true
+			return commandStopped
 		}
 	}
-	return false
+	return commandUnknown
 }
 
 // abort sets spec.abort, which can only become true.

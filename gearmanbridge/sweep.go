@@ -2,6 +2,7 @@ package gearmanbridge
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -82,8 +83,20 @@ func (b *Bridge) ignored(ctx context.Context, server Server) map[string]bool {
 	return ignored
 }
 
+// admin connects to the server to ask it about itself.
+func (server Server) admin(ctx context.Context) (*gearman.Admin, error) {
+	var config *tls.Config
+	if server.TLS != nil {
+		var err error
+		if config, err = server.TLS(); err != nil {
+			return nil, err
+		}
+	}
+	return gearman.DialAdmin(ctx, server.Address, config)
+}
+
 func ignoredJobs(ctx context.Context, server Server) (map[string]bool, error) {
-	admin, err := administration(ctx, server)
+	admin, err := server.admin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +122,7 @@ func ignoredJobs(ctx context.Context, server Server) (map[string]bool, error) {
 func (b *Bridge) sweep(ctx context.Context, jobs []*assignment, ignored map[string]bool) {
 	questions, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	reasons := make([]string, len(jobs))
+	reasons := make([]orphanCause, len(jobs))
 	var asking sync.WaitGroup
 	for i, a := range jobs {
 		asking.Go(func() { reasons[i] = whyNobodyWaits(questions, a.job, ignored) })
@@ -122,16 +135,38 @@ func (b *Bridge) sweep(ctx context.Context, jobs []*assignment, ignored map[stri
 	}
 }
 
+// orphanCause says how it was found that nobody waits for a build; a label value.
+type orphanCause string
+
+const (
+	orphanConnectionLost orphanCause = "connection_lost"
+	orphanNoUnique       orphanCause = "no_unique"
+	orphanCancelled      orphanCause = "cancelled"
+	orphanUnknown        orphanCause = "unknown_to_server"
+)
+
+// text is for people.
+func (c orphanCause) text() string {
+	switch c {
+	case orphanCancelled:
+		return "the job was cancelled or its client is gone"
+	case orphanUnknown:
+		return "the server knows the job no more"
+	default:
+		return string(c)
+	}
+}
+
 // whyNobodyWaits asks the server on the job's own connection; "" where somebody waits, or where there is no telling: no answer is no reason.
-func whyNobodyWaits(ctx context.Context, job *gearman.Job, ignored map[string]bool) string {
+func whyNobodyWaits(ctx context.Context, job *gearman.Job, ignored map[string]bool) orphanCause {
 	status, err := job.Query(ctx)
 	switch {
 	case err != nil || job.Err() != nil: // it was finished meanwhile, or its connection was lost
 		return ""
 	case !status.Known:
-		return "the server knows the job no more"
+		return orphanUnknown
 	case ignored[job.Handle()]:
-		return "the job was cancelled or its client is gone"
+		return orphanCancelled
 	default:
 		return ""
 	}
@@ -139,8 +174,8 @@ func whyNobodyWaits(ctx context.Context, job *gearman.Job, ignored map[string]bo
 
 // endOrphan stops the build of a job nobody waits for, and then fails the job. That is done at once, while the build ends: whoever asks gearmand for
 // the same unique meanwhile is joined to the job, and might never be answered if it went back to the queue.
-func (b *Bridge) endOrphan(ctx context.Context, a *assignment, reason string) {
-	log := b.Logger.With("uuid", a.unique, "build", a.key, "handle", a.job.Handle(), "reason", reason)
+func (b *Bridge) endOrphan(ctx context.Context, a *assignment, cause orphanCause) {
+	log := b.Logger.With("uuid", a.unique, "build", a.key, "handle", a.job.Handle(), "reason", cause.text())
 	if a.existing() == nil {
 		return // the build is on its way; the next sweep finds it
 	}
@@ -155,6 +190,7 @@ func (b *Bridge) endOrphan(ctx context.Context, a *assignment, reason string) {
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	if err := a.job.Fail(); err == nil {
+		b.metrics.orphans.WithLabelValues(string(cause)).Inc()
 		log.Info("Nobody waits for the build any more; stopping it")
 	} else if !errors.Is(err, gearman.ErrFinished) {
 		log.Info("The job of a build that nobody waits for was lost before it could be finished", "error", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 )
 
 var (
@@ -33,6 +34,8 @@ type Job struct {
 	Unique string
 	// Payload is the argument of the job, byte for byte.
 	Payload []byte
+	// Assigned is when it was read from the connection.
+	Assigned time.Time
 
 	handle string
 	link   *link

@@ -1,6 +1,9 @@
 package gearman
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // link is one incarnation of a worker's connection: the socket, the jobs it
 // brought and the questions asked on it. All of it dies together.
@@ -29,6 +32,7 @@ func (l *link) assign(packet Packet) (job, replaced *Job) {
 		Function: packet.arg(1),
 		Unique:   packet.arg(2),
 		Payload:  packet.Args[3],
+		Assigned: time.Now(),
 		link:     l,
 		done:     make(chan struct{}),
 	}

@@ -57,6 +57,8 @@ type Worker struct {
 	// no job, the worker drains, offers no function or lost its connection.
 	// It may be called without Reserve before; may be nil.
 	Release func()
+	// NoJob is called for each grab that brought no job; may be nil.
+	NoJob func()
 	// Connected is called after each connection was made and the functions
 	// were registered; may be nil.
 	Connected func()

@@ -199,6 +199,9 @@ func (l *loop) received(packet Packet) []Packet {
 	case PacketNoop:
 		return l.session.noop()
 	case PacketNoJob:
+		if l.worker.NoJob != nil {
+			l.worker.NoJob()
+		}
 		return l.session.noJob()
 	case PacketJobAssignUniq:
 		return l.assigned(packet)
