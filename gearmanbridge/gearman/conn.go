@@ -96,20 +96,32 @@ func (c *conn) readPacket() (Packet, error) {
 // write sends the packets in as few system calls as their size allows. After
 // an error the connection is closed: a packet may have gone out in part.
 func (c *conn) write(packets ...Packet) error {
-	if len(packets) == 0 {
-		return nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.put(packets); err != nil {
+		return err
+	}
+	if err := c.writer.Flush(); err != nil {
+		_ = c.close()
+		return err
+	}
+	return nil
+}
+
+// hold keeps the packets back until the next write, to go out with it.
+func (c *conn) hold(packets ...Packet) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.put(packets)
+}
+
+// put needs c.mu.
+func (c *conn) put(packets []Packet) error {
 	for _, packet := range packets {
 		if err := WritePacket(c.writer, packet); err != nil {
 			_ = c.close()
 			return err
 		}
-	}
-	if err := c.writer.Flush(); err != nil {
-		_ = c.close()
-		return err
 	}
 	return nil
 }

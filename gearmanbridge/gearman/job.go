@@ -41,8 +41,9 @@ type Job struct {
 	link   *link
 	done   chan struct{}
 
-	mu  sync.Mutex // orders the packets of the job
-	err error      // why nothing can be sent any more; nil while the job runs
+	mu   sync.Mutex // orders the packets of the job
+	err  error      // why nothing can be sent any more; nil while the job runs
+	held bool       // packets wait for those the worker's loop is about to send
 }
 
 // Handle returns the server's name for the job, for logs. Servers reuse
@@ -96,7 +97,11 @@ func (j *Job) send(packet Packet, finishing bool) error {
 	if j.err != nil {
 		return j.err
 	}
-	if err := j.link.conn.write(packet); err != nil {
+	write := j.link.conn.write
+	if j.held {
+		write = j.link.conn.hold
+	}
+	if err := write(packet); err != nil {
 		j.end(ErrHandleLost)
 		return fmt.Errorf("%w: %v", ErrHandleLost, err)
 	}
@@ -105,6 +110,13 @@ func (j *Job) send(packet Packet, finishing bool) error {
 		j.link.finished(j)
 	}
 	return nil
+}
+
+// letGo ends the holding back of packets, with which a job begins.
+func (j *Job) letGo() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.held = false
 }
 
 // lose ends the job and reports true if it ran.

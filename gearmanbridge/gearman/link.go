@@ -35,6 +35,7 @@ func (l *link) assign(packet Packet) (job, replaced *Job) {
 		Assigned: time.Now(),
 		link:     l,
 		done:     make(chan struct{}),
+		held:     true,
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

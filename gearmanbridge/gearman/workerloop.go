@@ -231,5 +231,6 @@ func (l *loop) assigned(packet Packet) []Packet {
 		out = l.session.finished(replaced.Function)
 	}
 	l.worker.Assigned(job)
+	job.letGo()
 	return append(out, l.session.assigned(job.Function)...)
 }
