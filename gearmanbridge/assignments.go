@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -46,8 +47,11 @@ func (a *assignment) existing() *v1alpha1.ZuulBuild {
 	return a.build
 }
 
-// stopOnArrival has the build stopped as soon as it is there; false if it is there already.
+// stopOnArrival has the build stopped as soon as it is there; false if it is there already, or if none will come because the request was refused.
 func (a *assignment) stopOnArrival() bool {
+	if errors.Is(a.job.Err(), gearman.ErrFinished) {
+		return false
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.build != nil {

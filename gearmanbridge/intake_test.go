@@ -160,8 +160,13 @@ func TestRefusals(t *testing.T) {
 			}
 		}
 		t.Run("unknown function", func(t *testing.T) {
-			must(t, f.bridge.sessions[0].builds.set(map[string]scope{"build:unit": {}, "build:other": {}, "build:ghost": {}}))
-			refused(t, submit(t, zuul, zuulclient.Request{Job: "ghost"}), "never registered")
+			request := submit(t, zuul, zuulclient.Request{Job: "ghost"})
+			gearmantest.Eventually(t, patience, "the refusal", func() bool {
+				// Again and again, because the registrar takes it back whenever the status of a job was written.
+				must(t, f.bridge.sessions[0].builds.set(map[string]scope{"build:unit": {}, "build:other": {}, "build:ghost": {}}))
+				return request.State().Ended()
+			})
+			refused(t, request, "never registered")
 		})
 		t.Run("unique of another job", func(t *testing.T) {
 			first := submit(t, zuul, zuulclient.Request{Job: "unit"})

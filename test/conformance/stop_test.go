@@ -294,6 +294,7 @@ func earlyCancel(s *scene) {
 	}
 	job := s.job(holds)
 	s.proxy().Delay(250 * time.Millisecond)
+	s.zuul.CancelPause = 4 * time.Second // Zuul's own is a second, which a machine that runs all tests at once may take for nothing
 	build := s.submit(zuulclient.Request{Job: job})
 	s.eventually("the job assigned", func() bool { return s.functions()["build:"+job].Running == 1 })
 	cancellation, err := build.Cancel(s.within())
