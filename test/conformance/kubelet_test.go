@@ -35,7 +35,16 @@ const (
 	lingers     = "linger" // the same, and when told to go, goes only after let
 	unscheduled = "unscheduled"
 	waits       = "wait " // and a reason: the container never starts
+	runs        = "run "  // and a duration, and then an exit code or "evict"
 )
+
+// runsFor is a script of a Pod that runs for a while and then exits, or is evicted if the code is evicted.
+func runsFor(duration time.Duration, code int32) string {
+	return fmt.Sprintf("%s%s %d", runs, duration, code)
+}
+
+// evicted stands for an exit code.
+const evicted = -1
 
 // kubelet plays scheduler and kubelet for the Pods of all builds: it gives them a node, has them run as the script of their job says, and ends and
 // deletes them when they are told to go.
@@ -46,6 +55,8 @@ type kubelet struct {
 
 	mu      sync.Mutex
 	scripts map[types.NamespacedName]string // by namespace and Gearman name of the job
+	each    map[types.NamespacedName]string // by namespace and name of the Pod, before that of the job
+	due     map[types.UID]time.Time         // when a Pod with runs ends
 	let     map[types.NamespacedName]bool
 	made    map[types.NamespacedName]map[types.UID]bool // every Pod there ever was
 	active  map[string]map[types.UID]bool               // by namespace: Pods that have not ended
@@ -60,7 +71,7 @@ func startKubelet(t *testing.T) *kubelet {
 	k := &kubelet{
 		pods:    clientset,
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](10*time.Millisecond, time.Second)),
-		scripts: map[types.NamespacedName]string{}, let: map[types.NamespacedName]bool{}, made: map[types.NamespacedName]map[types.UID]bool{},
+		scripts: map[types.NamespacedName]string{}, each: map[types.NamespacedName]string{}, due: map[types.UID]time.Time{}, let: map[types.NamespacedName]bool{}, made: map[types.NamespacedName]map[types.UID]bool{},
 		active: map[string]map[types.UID]bool{}, most: map[string]int{},
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(clientset, 0, informers.WithTweakListOptions(func(options *metav1.ListOptions) {
@@ -125,6 +136,46 @@ func (k *kubelet) plays(namespace, job, script string) {
 	k.scripts[types.NamespacedName{Namespace: namespace, Name: job}] = script
 }
 
+// playsPod sets what one Pod does, whatever its job.
+func (k *kubelet) playsPod(namespace, pod, script string) {
+	key := types.NamespacedName{Namespace: namespace, Name: pod}
+	k.mu.Lock()
+	k.each[key] = script
+	k.mu.Unlock()
+	k.queue.Add(key)
+}
+
+// dueAt is when a Pod that runs for a while ends. The first call starts its time.
+func (k *kubelet) dueAt(pod *corev1.Pod, duration time.Duration) time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, running := k.due[pod.UID]; !running {
+		k.due[pod.UID] = time.Now().Add(duration)
+	}
+	return k.due[pod.UID]
+}
+
+// run ends a running Pod at its time.
+func (k *kubelet) run(ctx context.Context, pod *corev1.Pod, script string) error {
+	var length string
+	var code int32
+	if _, err := fmt.Sscan(script, &length, &code); err != nil {
+		return fmt.Errorf("script %q: %w", script, err)
+	}
+	duration, err := time.ParseDuration(length)
+	if err != nil {
+		return err
+	}
+	if left := time.Until(k.dueAt(pod, duration)); left > 0 {
+		k.queue.AddAfter(types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, left)
+		return nil
+	}
+	if code == evicted {
+		return k.write(ctx, pod, podEvicted(pod))
+	}
+	return k.write(ctx, pod, podEnded(pod, code, ""))
+}
+
 // lets a lingering Pod go.
 func (k *kubelet) lets(namespace, pod string) {
 	key := types.NamespacedName{Namespace: namespace, Name: pod}
@@ -177,6 +228,9 @@ func (k *kubelet) sync(ctx context.Context, key types.NamespacedName) error {
 	pod := object.(*corev1.Pod)
 	k.mu.Lock()
 	script, let := k.scripts[types.NamespacedName{Namespace: key.Namespace, Name: pod.Annotations[v1alpha1.AnnotationJob]}], k.let[key]
+	if own, given := k.each[key]; given {
+		script = own
+	}
 	k.mu.Unlock()
 	switch verb, rest, _ := strings.Cut(script, " "); {
 	case pod.DeletionTimestamp != nil && script == lingers && !let:
@@ -190,6 +244,8 @@ func (k *kubelet) sync(ctx context.Context, key types.NamespacedName) error {
 			ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name, UID: pod.UID},
 			Target:     corev1.ObjectReference{Kind: "Node", Name: nodeName},
 		}, metav1.CreateOptions{})
+	case pod.Status.Phase == corev1.PodRunning && strings.HasPrefix(script, runs):
+		return k.run(ctx, pod, rest)
 	case pod.Status.Phase != corev1.PodPending || len(pod.Status.ContainerStatuses) > 0:
 		return nil
 	case verb == "exit":

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -35,41 +36,55 @@ func (p wirePacket) data() []byte {
 	return data
 }
 
-// wirePackets are the whole packets of a recording, in the order in which their last bytes came.
-func wirePackets(recording []gearmantest.Chunk) []wirePacket {
+// wireReader makes packets of what a proxy recorded, also of a recording that is read in parts.
+type wireReader struct{ streams map[wireStream][]byte }
+
+type wireStream struct {
+	connection int
+	direction  gearmantest.Direction
+}
+
+// packets are the packets that are whole with these chunks, in the order in which their last bytes came.
+func (r *wireReader) packets(chunks []gearmantest.Chunk) []wirePacket {
 	const header = 12
-	type stream struct {
-		connection int
-		direction  gearmantest.Direction
+	if r.streams == nil {
+		r.streams = map[wireStream][]byte{}
 	}
-	streams := map[stream][]byte{}
 	var packets []wirePacket
-	for _, chunk := range recording {
-		s := stream{chunk.Connection, chunk.Direction}
-		streams[s] = append(streams[s], chunk.Bytes...)
-		for len(streams[s]) > 0 {
-			if streams[s][0] != 0 { // a line of the text protocol
-				_, rest, whole := bytes.Cut(streams[s], []byte("\n"))
+	for _, chunk := range chunks {
+		s := wireStream{chunk.Connection, chunk.Direction}
+		stream := append(r.streams[s], chunk.Bytes...)
+		for len(stream) > 0 {
+			if stream[0] != 0 { // a line of the text protocol
+				_, rest, whole := bytes.Cut(stream, []byte("\n"))
 				if !whole {
 					break
 				}
-				streams[s] = rest
+				stream = rest
 				continue
 			}
-			if len(streams[s]) < header {
+			if len(stream) < header {
 				break
 			}
-			size := int(binary.BigEndian.Uint32(streams[s][8:header]))
-			if len(streams[s]) < header+size {
+			size := int(binary.BigEndian.Uint32(stream[8:header]))
+			if len(stream) < header+size {
 				break
 			}
-			kind := gearman.PacketType(binary.BigEndian.Uint32(streams[s][4:8]))
-			packets = append(packets, wirePacket{s.connection, s.direction, kind, streams[s][header : header+size]})
-			streams[s] = streams[s][header+size:]
+			kind := gearman.PacketType(binary.BigEndian.Uint32(stream[4:8]))
+			packets = append(packets, wirePacket{s.connection, s.direction, kind, stream[header : header+size : header+size]})
+			stream = stream[header+size:]
+		}
+		if len(stream) == 0 {
+			delete(r.streams, s)
+		} else {
+			r.streams[s] = stream
 		}
 	}
 	return packets
 }
+
+// wirePackets are the whole packets of a recording.
+func wirePackets(recording []gearmantest.Chunk) []wirePacket { return new(wireReader).packets(recording) }
 
 // fault is a packet that breaks the contract; rule is the case of section 7 it breaks.
 type fault struct{ rule, text string }
@@ -84,23 +99,52 @@ var resultPattern = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 
 // inspect finds what a worker sent that no server or no Zuul stands.
 func inspect(recording []gearmantest.Chunk) []fault {
-	i := inspector{registered: map[[2]string]bool{}, jobs: map[[2]string]string{}}
-	for _, packet := range wirePackets(recording) {
-		if packet.direction == gearmantest.FromServer {
-			if packet.kind == gearman.PacketJobAssignUniq {
-				i.jobs[i.key(packet, packet.handle())] = string(bytes.SplitN(packet.body, []byte{0}, 3)[1])
-			}
-			continue
-		}
-		i.sent(packet)
-	}
+	i := newInspector()
+	i.read(recording)
 	return i.faults
 }
 
+// inspector looks at what a worker sends, chunk by chunk.
 type inspector struct {
+	reader     wireReader
 	faults     []fault
-	registered map[[2]string]bool   // by connection and function
-	jobs       map[[2]string]string // the functions of unfinished jobs, by connection and handle
+	registered map[[2]string]bool    // by connection and function
+	jobs       map[[2]string]wireJob // unfinished, by connection and handle
+}
+
+// wireJob is a job that a connection brought.
+type wireJob struct {
+	connection               int
+	handle, function, unique string
+}
+
+func newInspector() *inspector {
+	return &inspector{registered: map[[2]string]bool{}, jobs: map[[2]string]wireJob{}}
+}
+
+// read takes the next part of a recording, and returns the packets in it.
+func (i *inspector) read(chunks []gearmantest.Chunk) []wirePacket {
+	packets := i.reader.packets(chunks)
+	for _, packet := range packets {
+		if packet.direction == gearmantest.ToServer {
+			i.sent(packet)
+		} else if packet.kind == gearman.PacketJobAssignUniq {
+			job := packet.assigned()
+			i.jobs[i.key(packet, job.handle)] = job
+		}
+	}
+	return packets
+}
+
+// assigned is the job of a JOB_ASSIGN_UNIQ.
+func (p wirePacket) assigned() wireJob {
+	parts := bytes.SplitN(p.body, []byte{0}, 4)
+	return wireJob{p.connection, string(parts[0]), string(parts[1]), string(parts[2])}
+}
+
+// finishes tells whether a packet is the end of a job.
+func (p wirePacket) finishes() bool {
+	return p.kind == gearman.PacketWorkComplete || p.kind == gearman.PacketWorkFail || p.kind == gearman.PacketWorkException
 }
 
 func (i *inspector) key(packet wirePacket, name string) [2]string {
@@ -127,8 +171,8 @@ func (i *inspector) sent(packet wirePacket) {
 			i.complain("cant-do-once", "CANT_DO %s, which is not registered: geard hangs up", function[1])
 		}
 		delete(i.registered, function)
-		for job, of := range i.jobs {
-			if job[0] == function[0] && of == function[1] {
+		for _, job := range i.jobs {
+			if job.connection == packet.connection && job.function == function[1] {
 				i.complain("cant-do-once", "CANT_DO %s while a job of it runs: gearmand requeues the job", function[1])
 			}
 		}
@@ -142,7 +186,7 @@ func (i *inspector) sent(packet wirePacket) {
 // work looks at what is sent for a job.
 func (i *inspector) work(packet wirePacket) {
 	job := i.key(packet, packet.handle())
-	function, assigned := i.jobs[job]
+	running, assigned := i.jobs[job]
 	if !assigned {
 		i.complain("stale-handle", "%v for %s, which this connection did not bring or which has ended", packet.kind, packet.handle())
 	}
@@ -161,7 +205,7 @@ func (i *inspector) work(packet wirePacket) {
 		if nuls == 0 {
 			i.complain("complete-nul", "%v %q has no NUL", packet.kind, packet.body)
 		}
-		if len(packet.data()) > 0 || bytes.HasPrefix([]byte(function), []byte("build:")) {
+		if len(packet.data()) > 0 || strings.HasPrefix(running.function, "build:") {
 			i.json(packet)
 		}
 	}

@@ -114,6 +114,8 @@ type world struct {
 	// servers and proxies: most worlds have one of each.
 	servers []*server
 	proxies []*gearmantest.Proxy
+	// inspectors look at what goes through the proxies, at the end or, by audit, before.
+	inspectors []*inspector
 	// namespace is where jobs and builds are. In strict, no Pod can be: its quota is 0, and Pod Security is restricted.
 	namespace, strict string
 
@@ -132,17 +134,28 @@ func (s *suite) newWorld(t *testing.T, f *flavour, servers int, flags ...string)
 		running := f.serve(t)
 		w.servers = append(w.servers, running)
 		w.proxies = append(w.proxies, gearmantest.NewProxy(t, running.address))
+		w.inspectors = append(w.inspectors, newInspector())
 	}
 	w.flags = flags
 	w.operator = w.startOperator(t)
 	t.Cleanup(func() {
-		for _, proxy := range w.proxies {
-			for _, fault := range inspect(proxy.Recording()) {
-				t.Errorf("on the wire, against %s: %s", fault.rule, fault.text)
-			}
+		for i := range w.proxies {
+			w.audit(t, i)
 		}
 	})
 	return w
+}
+
+// audit inspects what went through a proxy since it was last called, and returns the packets. The recording is empty afterwards.
+func (w *world) audit(t testing.TB, proxy int) []wirePacket {
+	t.Helper()
+	inspector := w.inspectors[proxy]
+	packets := inspector.read(w.proxies[proxy].Take())
+	for _, fault := range inspector.faults {
+		t.Errorf("on the wire, against %s: %s", fault.rule, fault.text)
+	}
+	inspector.faults = nil
+	return packets
 }
 
 // restrict gives the strict namespace its limits. The quota controller does not run, so its part is played too.

@@ -136,6 +136,24 @@ func (p *Proxy) Recording() []Chunk {
 	return append([]Chunk(nil), p.recording...)
 }
 
+// Take returns the recording and empties it. Parts that are taken one after the
+// other have all that came, in order.
+func (p *Proxy) Take() []Chunk {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := p.recording
+	p.recording = nil
+	return taken
+}
+
+// Connected tells whether a connection is open still.
+func (p *Proxy) Connected(connection int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, open := p.connections[connection]
+	return open
+}
+
 // Forget empties the recording. A packet that is half recorded then makes
 // Packets of its connection stop early.
 func (p *Proxy) Forget() {
