@@ -84,7 +84,9 @@ func (r *wireReader) packets(chunks []gearmantest.Chunk) []wirePacket {
 }
 
 // wirePackets are the whole packets of a recording.
-func wirePackets(recording []gearmantest.Chunk) []wirePacket { return new(wireReader).packets(recording) }
+func wirePackets(recording []gearmantest.Chunk) []wirePacket {
+	return new(wireReader).packets(recording)
+}
 
 // fault is a packet that breaks the contract; rule is the case of section 7 it breaks.
 type fault struct{ rule, text string }
