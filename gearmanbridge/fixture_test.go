@@ -47,6 +47,7 @@ type fixture struct {
 	api       client.WithWatch
 	namespace string
 	bridge    *Bridge
+	stop      func() // tells the bridge to end, as it is told with the end of the test
 }
 
 const testManager = "cluster"
@@ -87,6 +88,7 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	must(t, f.bridge.SetupWithManager(ctx, mgr))
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
+	f.stop = cancel
 	t.Cleanup(func() {
 		cancel()
 		must(t, <-ended)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -44,7 +45,21 @@ func readStop(argument []byte) (buildReference, error) {
 // bareUnique keeps a stray JSON value from being taken for a unique.
 var bareUnique = regexp.MustCompile(`^[^\s"\[\]{}]+$`)
 
-// commandStop answers stop:. The answer does not wait for the Pod to be gone.
+const (
+	// stopAnswerDelay is how long the answer to stop: waits for the stop to be written down. That rarely takes as long, unless the API server has a
+	// lot to do; a person may have cancelled hundreds of builds then, and Zuul's next stop: should not have to wait for the API server's backlog.
+	stopAnswerDelay = 20 * time.Millisecond
+	// stopWriteTimeout is how long one write may take.
+	stopWriteTimeout = 10 * time.Second
+)
+
+// commandStop answers stop:. The answer does not wait for the Pod to be gone, nor for the API server where that is slow.
+//
+// An answer that comes before the stop is written down is a promise that only this process knows of. It is kept over a SIGTERM, which waits for the
+// write; a crash in between breaks it, because the server has no stop: any more to give to the next process. What then becomes of the build depends on
+// the server. geard has failed its job with the connection, so it is abandoned and stopped. gearmand gives the job out again, with Zuul as its
+// listener still, and so neither the sweep nor settle takes it for an orphan: it runs to its end, or to its run timeout. That costs a Pod, and no
+// more: Zuul ignores the result of a build it has cancelled, and asks again where a change ahead fails (protocol section 1.6).
 func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) {
 	stop, err := readStop(job.Payload)
 	if err != nil {
@@ -52,18 +67,24 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 		return
 	}
 	stop.server = s.server.Name
-	outcome, err := b.stop(ctx, stop)
+	outcome, build, err := b.toStop(ctx, stop)
+	if outcome == commandUnknown {
+		b.unknownBuild(job, stop)
+	} else {
+		answer := sync.OnceFunc(func() { b.answer(job, true) })
+		if build != nil {
+			timer := time.AfterFunc(stopAnswerDelay, answer)
+			defer timer.Stop()
+			write, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWriteTimeout)
+			defer cancel()
+			err = b.abort(write, build, v1alpha1.AbortStopped)
+		}
+		answer()
+	}
 	b.metrics.command(job, outcome, err)
 	if err != nil {
 		b.Logger.Error("The build could not be marked to stop; trying again",
 			"function", job.Function, "uuid", stop.uuid, "job", stop.job, "number", stop.number, "error", err)
-	}
-	if outcome == commandUnknown {
-		b.unknownBuild(job, stop)
-	} else {
-		b.answer(job, true)
-	}
-	if err != nil {
 		// Zuul has its answer, and will not ask again.
 		b.insist(ctx, stop)
 	}
@@ -79,26 +100,36 @@ func (b *Bridge) insist(ctx context.Context, reference buildReference) {
 			timer.Stop()
 			return
 		case <-timer.C:
-			if _, err := b.stop(ctx, reference); err == nil {
+			if err := b.stop(ctx, reference); err == nil {
 				return
 			}
 		}
 	}
 }
 
-// stop marks a build to be stopped. It is known if it exists, also when it has ended, and when it is about to exist.
-func (b *Bridge) stop(ctx context.Context, reference buildReference) (outcome commandOutcome, err error) {
-	build, err := b.find(ctx, reference)
-	if err != nil {
-		return commandUnknown, err
+// stop marks a build to be stopped.
+func (b *Bridge) stop(ctx context.Context, reference buildReference) error {
+	_, build, err := b.toStop(ctx, reference)
+	if err != nil || build == nil {
+		return err
 	}
-	if build == nil {
-		return b.stopBeforeBuild(reference), nil
+	return b.abort(ctx, build, v1alpha1.AbortStopped)
+}
+
+// toStop finds the build to be marked, nil if there is nothing to do. It is known if it exists, also when it has ended, and when it is about to exist.
+// Nobody but the cache is asked.
+func (b *Bridge) toStop(ctx context.Context, reference buildReference) (outcome commandOutcome, build *v1alpha1.ZuulBuild, err error) {
+	build, err = b.find(ctx, reference)
+	switch {
+	case err != nil:
+		return commandUnknown, nil, err
+	case build == nil:
+		return b.stopBeforeBuild(reference), nil, nil
+	case build.Complete() || build.Spec.Abort:
+		return commandAlreadyEnded, nil, nil
+	default:
+		return commandStopped, build, nil
 	}
-	if build.Complete() || build.Spec.Abort {
-		return commandAlreadyEnded, nil
-	}
-	return commandStopped, b.abort(ctx, build, v1alpha1.AbortStopped)
 }
 
 // stopBeforeBuild has a build come into being aborted, if its request is on its way through intake.

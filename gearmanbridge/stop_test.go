@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -33,9 +34,9 @@ func TestStopRunning(t *testing.T) {
 						t.Errorf("stop: answered with %v %q", answer.Type, answer.Data)
 					}
 				}
-				build = f.build(request.State().UUID)
-				if !build.Spec.Abort || build.Spec.AbortReason != v1alpha1.AbortStopped || request.State().Ended() {
-					t.Errorf("spec.abort %v, reason %q, ended %v after stop:", build.Spec.Abort, build.Spec.AbortReason, request.State().Ended())
+				build = f.awaitBuild(request.State().UUID, "to be stopped", func(build *v1alpha1.ZuulBuild) bool { return build.Spec.Abort })
+				if build.Spec.AbortReason != v1alpha1.AbortStopped || request.State().Ended() {
+					t.Errorf("reason %q, ended %v after stop:", build.Spec.AbortReason, request.State().Ended())
 				}
 				f.ends(build, v1alpha1.PhaseAborted, "ABORTED")
 				state := awaitEnd(t, request)
@@ -48,6 +49,51 @@ func TestStopRunning(t *testing.T) {
 			})
 		}
 	})
+}
+
+// slowPatches is a client whose patches of ZuulBuilds wait until it is opened.
+type slowPatches struct {
+	client.Client
+	asked, open chan struct{}
+}
+
+func (c slowPatches) Patch(ctx context.Context, object client.Object, patch client.Patch, options ...client.PatchOption) error {
+	if _, is := object.(*v1alpha1.ZuulBuild); is {
+		c.asked <- struct{}{}
+		select {
+		case <-c.open:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return c.Client.Patch(ctx, object, patch, options...)
+}
+
+// TestStopDoesNotWaitForTheAPI: where the API server is slow, stop: is answered before the stop is written down, which a SIGTERM does not prevent.
+func TestStopDoesNotWaitForTheAPI(t *testing.T) {
+	address := gearmantest.StartGearmand(t)
+	slow := slowPatches{asked: make(chan struct{}, 10), open: make(chan struct{})}
+	f := startBridge(t, address, func(bridge *Bridge) {
+		slow.Client = bridge.Client
+		bridge.Client = slow
+	})
+	f.job("unit")
+	request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+	awaitStart(t, request)
+	cancellation, err := request.Cancel(testContext(t))
+	must(t, err)
+	answer, err := cancellation.Stop.Wait(testContext(t))
+	must(t, err)
+	if answer.Type != gearman.PacketWorkComplete || len(answer.Data) > 0 {
+		t.Errorf("stop: answered with %v %q", answer.Type, answer.Data)
+	}
+	if f.build(request.State().UUID).Spec.Abort {
+		t.Error("the build was marked although no patch came through")
+	}
+	<-slow.asked
+	f.stop()
+	close(slow.open)
+	f.awaitBuild(request.State().UUID, "to be stopped", func(build *v1alpha1.ZuulBuild) bool { return build.Spec.Abort })
 }
 
 // TestStopOthers: every stop: is answered, and stops the build it names and no other.
