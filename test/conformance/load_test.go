@@ -101,7 +101,8 @@ func TestLoad(t *testing.T) {
 	awaitAll(ctx, t, builds, "end", zuulclient.State.Ended)
 	end := time.Since(ending)
 
-	balance(t, w.audit(t, 0), builds)
+	packets := w.audit(t, 0)
+	balance(t, packets, builds)
 	for i, build := range builds {
 		state := build.State()
 		want, result := zuulclient.Decided, "SUCCESS"
@@ -125,6 +126,7 @@ func TestLoad(t *testing.T) {
 	slices.Sort(starts)
 	slices.Sort(answers)
 	slices.Sort(described)
+	inside := commandTimes(packets, "stop:"+manager)
 	perSecond := func(number int, took time.Duration) string {
 		return fmt.Sprintf("%.1f/s (%.1f s)", float64(number)/took.Seconds(), took.Seconds())
 	}
@@ -139,6 +141,9 @@ func TestLoad(t *testing.T) {
 		{"stop:, median", percentile(answers, 50)},
 		{"stop:, p99", percentile(answers, 99)},
 		{"stop:, max", percentile(answers, 100)},
+		{"stop:, of that in the operator, median", percentile(inside, 50)},
+		{"stop:, of that in the operator, p99", percentile(inside, 99)},
+		{"stop:, of that in the operator, max", percentile(inside, 100)},
 		{"set_description: answered", len(described)},
 		{"set_description:, median", percentile(described, 50)},
 		{"set_description:, p99", percentile(described, 99)},
@@ -204,6 +209,24 @@ func stopAll(ctx context.Context, t *testing.T, stopped, described []*zuulclient
 	}
 	asking.Wait()
 	return stops, descriptions
+}
+
+// commandTimes are how long the operator had each job of a function, sorted.
+func commandTimes(packets []wirePacket, function string) []time.Duration {
+	since := map[string]time.Time{}
+	var times []time.Duration
+	for _, packet := range packets {
+		switch {
+		case packet.kind == gearman.PacketJobAssignUniq && packet.assigned().function == function:
+			since[packet.handle()] = packet.at
+		case packet.finishes() && packet.direction == gearmantest.ToServer:
+			if begun, ours := since[packet.handle()]; ours {
+				times = append(times, packet.at.Sub(begun))
+			}
+		}
+	}
+	slices.Sort(times)
+	return times
 }
 
 // balance compares what the operator sent with what Zuul received, by type, and counts the ends of each handle.

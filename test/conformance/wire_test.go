@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
@@ -22,6 +23,7 @@ type wirePacket struct {
 	direction  gearmantest.Direction
 	kind       gearman.PacketType
 	body       []byte
+	at         time.Time
 }
 
 // handle is the job a WORK_* or JOB_ASSIGN_UNIQ is about.
@@ -71,7 +73,7 @@ func (r *wireReader) packets(chunks []gearmantest.Chunk) []wirePacket {
 				break
 			}
 			kind := gearman.PacketType(binary.BigEndian.Uint32(stream[4:8]))
-			packets = append(packets, wirePacket{s.connection, s.direction, kind, stream[header : header+size : header+size]})
+			packets = append(packets, wirePacket{s.connection, s.direction, kind, stream[header : header+size : header+size], chunk.Read})
 			stream = stream[header+size:]
 		}
 		if len(stream) == 0 {

@@ -34,6 +34,7 @@ type Chunk struct {
 	Connection int // 1 is the first connection accepted
 	Direction  Direction
 	Bytes      []byte
+	Read       time.Time
 }
 
 // Proxy is a TCP proxy before a server that records what goes through and can
@@ -196,7 +197,7 @@ func (p *Proxy) Inject(connection int, direction Direction, data []byte) error {
 	if !open {
 		return fmt.Errorf("connection %d is closed", connection)
 	}
-	p.recording = append(p.recording, Chunk{connection, direction, bytes.Clone(data)})
+	p.recording = append(p.recording, Chunk{connection, direction, bytes.Clone(data), time.Now()})
 	to := pair[1]
 	if direction == FromServer {
 		to = pair[0]
@@ -284,6 +285,6 @@ func (p *Proxy) awaitSound() {
 func (p *Proxy) record(number int, direction Direction, data []byte) (delay time.Duration, swallow bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.recording = append(p.recording, Chunk{number, direction, bytes.Clone(data)})
+	p.recording = append(p.recording, Chunk{number, direction, bytes.Clone(data), time.Now()})
 	return p.delay, p.swallowing
 }
