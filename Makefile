@@ -9,6 +9,7 @@ TOOLS := $(CACHE)/tools
 CONTROLLER_GEN := $(TOOLS)/controller-gen-$(CONTROLLER_TOOLS_VERSION)/controller-gen
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
 LOCALCLUSTER := go run ./hack/localcluster/cmd
+MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
 help: ## Say what there is
@@ -51,6 +52,17 @@ integration: packages ## Run the tests against a real API server and a real gear
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
 	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/e2e/...
+
+.PHONY: load
+load: packages build ## Measure 2,000 builds in flight; LOAD=… for another number
+	$(LOCALCLUSTER) assets >/dev/null
+	ZUULBUILD_LOAD=$(or $(LOAD),2000) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) -timeout 20m -run '^TestLoad$$' ./test/conformance
+
+.PHONY: soak
+soak: packages build ## Send 10,000 uniques through losses of every kind; SOAK=… for another number, SEED=… for those of an earlier run
+	$(LOCALCLUSTER) assets >/dev/null
+	ZUULBUILD_SOAK=$(or $(SOAK),10000) ZUULBUILD_SEED=$(SEED) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
+		-timeout 4h -run '^TestSoak$$' ./test/conformance
 
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say

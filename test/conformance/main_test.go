@@ -6,6 +6,8 @@
 //
 //	go test -run '/stale-handle/' ./test/conformance   # one case
 //	go test -run '//geard' ./test/conformance          # one server
+//
+// TestLoad (make load) and TestSoak (make soak) show what of the contract holds under load and loss, at any scale.
 package conformance
 
 import (
