@@ -229,7 +229,12 @@ func (b *Bridge) Drain(ctx context.Context) error {
 const (
 	indexComplete = "complete"
 	indexUUID     = "spec.uuid"
+	indexNumber   = "spec.number" // of a job, as numberKey tells it
 )
+
+// numberKey is how Zuul names a build from 2.0.0 on: by the Gearman name of its job and its number. A job may have thousands of builds, and many are
+// stopped at once.
+func numberKey(job string, number int64) string { return fmt.Sprintf("%s/%d", job, number) }
 
 func setupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	err := indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexComplete, func(object client.Object) []string {
@@ -238,8 +243,15 @@ func setupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	if err != nil {
 		return err
 	}
-	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexUUID, func(object client.Object) []string {
+	err = indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexUUID, func(object client.Object) []string {
 		return []string{object.(*v1alpha1.ZuulBuild).Spec.UUID}
+	})
+	if err != nil {
+		return err
+	}
+	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexNumber, func(object client.Object) []string {
+		spec := &object.(*v1alpha1.ZuulBuild).Spec
+		return []string{numberKey(spec.Job, spec.Number)}
 	})
 }
 

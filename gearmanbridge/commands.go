@@ -12,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
-	"zuulbuild.dev/zuulbuild/buildnumber"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
@@ -110,17 +109,15 @@ func (b *Bridge) find(ctx context.Context, reference buildReference) (*v1alpha1.
 	}
 	index := client.MatchingFields{indexUUID: reference.uuid}
 	if reference.uuid == "" {
-		index = client.MatchingFields{buildnumber.IndexJob: reference.job}
+		index = client.MatchingFields{indexNumber: numberKey(reference.job, reference.number)}
 	}
 	builds := v1alpha1.ZuulBuildList{}
 	err := b.Client.List(ctx, &builds, index, client.MatchingLabels{v1alpha1.LabelGearmanServer: reference.server}, client.UnsafeDisableDeepCopy)
 	if err != nil {
 		return nil, err
 	}
-	for i := range builds.Items {
-		if matches(&builds.Items[i]) {
-			return &builds.Items[i], nil
-		}
+	if len(builds.Items) > 0 {
+		return &builds.Items[0], nil
 	}
 	for _, a := range b.assignments.all() {
 		if build := a.existing(); build != nil && a.server == reference.server && matches(build) {
