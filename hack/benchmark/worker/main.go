@@ -15,9 +15,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/hack/programs"
@@ -32,8 +36,9 @@ func main() {
 	jobs := flag.Int("jobs", 50_000, "jobs of one round")
 	rounds := flag.Int("rounds", 5, "rounds of each worker")
 	work := flag.String("work", "", "be the worker under test, of the server at this address")
+	pin := flag.Bool("pin", false, "have each worker run on one core and all else on the others, so that jobs/s are those of one core")
 	flag.Parse()
-	run := func() error { return compare(*jobs, *rounds) }
+	run := func() error { return compare(*jobs, *rounds, *pin) }
 	if *work != "" {
 		run = func() error { return serve(*work) }
 	}
@@ -55,7 +60,15 @@ func serve(address string) error {
 // measurement is one round of one worker.
 type measurement struct{ wall, cpu time.Duration }
 
-func compare(jobs, rounds int) error {
+func compare(jobs, rounds int, pin bool) error {
+	var core []string // before the arguments of a worker
+	if pin {
+		chosen, err := leaveCore()
+		if err != nil {
+			return fmt.Errorf("-pin: %w", err)
+		}
+		core = []string{"taskset", "-c", strconv.Itoa(chosen)}
+	}
 	folder, err := os.MkdirTemp("", "zuulbuild-benchmark-")
 	if err != nil {
 		return err
@@ -95,7 +108,7 @@ func compare(jobs, rounds int) error {
 	measured := make([][]measurement, len(workers))
 	for range rounds {
 		for i, worker := range workers {
-			m, err := round(address, jobs, worker.arguments)
+			m, err := round(address, jobs, slices.Concat(core, worker.arguments))
 			if err != nil {
 				return fmt.Errorf("%s: %w", worker.name, err)
 			}
@@ -103,7 +116,11 @@ func compare(jobs, rounds int) error {
 		}
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "%d jobs, median of %d rounds\tjobs/s\tjobs/s of CPU\t\n", jobs, rounds)
+	rate := "jobs/s"
+	if pin {
+		rate = "jobs/s on one core"
+	}
+	fmt.Fprintf(table, "%d jobs, median of %d rounds\t%s\tjobs/s of CPU\t\n", jobs, rounds, rate)
 	var rates, ofCPU []float64
 	for i, worker := range workers {
 		rates = append(rates, float64(jobs)/median(measured[i], func(m measurement) time.Duration { return m.wall }).Seconds())
@@ -112,6 +129,38 @@ func compare(jobs, rounds int) error {
 	}
 	fmt.Fprintf(table, "ratio\t%.2f\t%.2f\t\n", rates[1]/rates[0], ofCPU[1]/ofCPU[0])
 	return table.Flush()
+}
+
+// leaveCore has this process, and what it starts from now on, run on all cores it may use but the last, and returns that one.
+func leaveCore() (int, error) {
+	var cores unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cores); err != nil {
+		return 0, err
+	}
+	if cores.Count() < 2 {
+		return 0, errors.New("there is but one core")
+	}
+	last := 0
+	for core := range 8 * int(unsafe.Sizeof(cores)) {
+		if cores.IsSet(core) {
+			last = core
+		}
+	}
+	cores.Clear(last)
+	threads, err := filepath.Glob("/proc/self/task/[0-9]*") // the threads to come are made by these
+	if err != nil {
+		return 0, err
+	}
+	for _, thread := range threads {
+		id, err := strconv.Atoi(filepath.Base(thread))
+		if err == nil {
+			err = unix.SchedSetaffinity(id, &cores)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return 0, err
+		}
+	}
+	return last, nil
 }
 
 // awaitServer returns when the server takes connections.
