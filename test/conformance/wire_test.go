@@ -55,7 +55,8 @@ func (r *wireReader) packets(chunks []gearmantest.Chunk) []wirePacket {
 	var packets []wirePacket
 	for _, chunk := range chunks {
 		s := wireStream{chunk.Connection, chunk.Direction}
-		stream := append(r.streams[s], chunk.Bytes...)
+		stream := r.streams[s]
+		stream = append(stream, chunk.Bytes...)
 		for len(stream) > 0 {
 			if stream[0] != 0 { // a line of the text protocol
 				_, rest, whole := bytes.Cut(stream, []byte("\n"))
