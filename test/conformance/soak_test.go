@@ -44,7 +44,7 @@ type mishap struct {
 	befall func(*soak)
 }
 
-// mishaps by how often they happen. A silent network is cut in the end, because no TCP goes on without the bytes it has lost.
+// mishaps and how many there are of each among all. A silent network is cut in the end, because no TCP goes on without the bytes it has lost.
 var mishaps = []mishap{
 	{"connections cut", 6, func(s *soak) { s.proxy().Cut() }},
 	{"networks silent", 3, func(s *soak) {
@@ -296,10 +296,7 @@ func statusOf(build *v1alpha1.ZuulBuild) string {
 
 // befall has mishaps happen, an interval apart on average, and looks at the wire, until done.
 func (s *soak) befall(done <-chan struct{}, interval time.Duration) {
-	weights := 0
-	for _, m := range mishaps {
-		weights += m.weight
-	}
+	deck := s.shuffled(func(mishap) int { return 1 }) // one of each first
 	due := time.Now().Add(interval)
 	for {
 		select {
@@ -312,16 +309,24 @@ func (s *soak) befall(done <-chan struct{}, interval time.Duration) {
 		if time.Now().Before(due) {
 			continue
 		}
-		choice := s.mishaps.IntN(weights)
-		for _, m := range mishaps {
-			if choice -= m.weight; choice < 0 {
-				s.count(m.name)
-				m.befall(s)
-				break
-			}
+		if len(deck) == 0 {
+			deck = s.shuffled(func(m mishap) int { return m.weight })
 		}
+		s.count(deck[0].name)
+		deck[0].befall(s)
+		deck = deck[1:]
 		due = time.Now().Add(time.Duration(s.mishaps.Int64N(int64(2 * interval))))
 	}
+}
+
+// shuffled are mishaps, so many of each, in the order of chance.
+func (s *soak) shuffled(number func(mishap) int) []mishap {
+	var deck []mishap
+	for _, m := range mishaps {
+		deck = append(deck, slices.Repeat([]mishap{m}, number(m))...)
+	}
+	s.mishaps.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+	return deck
 }
 
 // pause is as long as chance has it.
