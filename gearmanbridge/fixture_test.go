@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,7 +64,7 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	must(t, err)
 	f := &fixture{t: t, api: api, namespace: apiserver.Namespace(t)}
 
-	logger := slog.NewTextHandler(testWriter{t}, nil)
+	logger := slog.NewTextHandler(newTestWriter(t), nil)
 	mgr, err := ctrl.NewManager(access, ctrl.Options{
 		Scheme:     scheme,
 		Logger:     logr.FromSlogHandler(logger),
@@ -96,10 +97,29 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	return f
 }
 
-type testWriter struct{ t testing.TB }
+// testWriter writes to the log of a test, until that has ended: a manager has a last word after its Start has returned.
+type testWriter struct {
+	mu    sync.Mutex
+	t     testing.TB
+	ended bool
+}
 
-func (w testWriter) Write(line []byte) (int, error) {
-	w.t.Logf("%s", line)
+func newTestWriter(t testing.TB) *testWriter {
+	w := &testWriter{t: t}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ended = true
+	})
+	return w
+}
+
+func (w *testWriter) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		w.t.Logf("%s", line)
+	}
 	return len(line), nil
 }
 

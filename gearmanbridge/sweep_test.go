@@ -433,19 +433,14 @@ func TestFinishedMeanwhileIsNotSwept(t *testing.T) {
 	f := startBridge(t, forgetfulServer(t, unique, knows, nil), never)
 	f.job("unit")
 	<-questions <- true // the one at the assignment
-	build := f.build(unique)
-	listener := f.awaitListener(build)
-	swept := make(chan struct{})
-	go func() {
-		defer close(swept)
-		f.bridge.sweep(t.Context(), []*assignment{listener}, nil)
-	}()
+	listener := f.awaitListener(f.build(unique))
+	reason := make(chan orphanCause)
+	go func() { reason <- whyNobodyWaits(t.Context(), listener.job, nil) }()
 	answer := <-questions
 	must(t, listener.job.Fail())
 	answer <- false
-	<-swept
-	if build := f.build(unique); build.Spec.Abort {
-		t.Error("stopped")
+	if reason := <-reason; reason != "" {
+		t.Errorf("found that %s", reason.text())
 	}
 }
 
