@@ -170,7 +170,7 @@ func (p *player) sync(name string) {
 }
 
 // answer reads the lines of an answer; lists come sorted and without numbers
-// of file descriptors.
+// of file descriptors, that of workers without nameless ones.
 func (p *player) answer(name, command string) []string {
 	var lines []string
 	list := !strings.HasPrefix(command, "cancel job ") && command != "nonsense"
@@ -183,6 +183,9 @@ func (p *player) answer(name, command string) []string {
 		}
 		if command == "workers" {
 			_, line, _ = strings.Cut(line, " ")
+			if strings.HasSuffix(line, " - :\n") {
+				continue // no name and no function: such as the one that asks, or one that was closed and is listed still
+			}
 		}
 		lines = append(lines, fmt.Sprintf("%q", line))
 	}
