@@ -231,8 +231,8 @@ func TestHalfOpenIsAdopted(t *testing.T) {
 	})
 }
 
-// TestHalfOpenIsAbandoned: what geard had given out over a link that is silently gone never comes back, so the build is stopped after the grace period,
-// also while the server cannot be reached.
+// TestHalfOpenIsAbandoned: what geard had given out over a link that is silently gone never comes back, so the build is stopped, also while the server
+// cannot be reached.
 func TestHalfOpenIsAbandoned(t *testing.T) {
 	address, _ := gearmantest.StartServer(t, gearman.Geard)
 	proxy := gearmantest.NewProxy(t, address)
