@@ -98,10 +98,12 @@ type soak struct {
 	history *podHistory
 	mishaps *rand.Rand
 
-	mu      sync.Mutex
+	dialing sync.Mutex // not mu: while the server is away the mishaps go on counting
 	current *zuulclient.Client
-	plays   map[string]play // by unique
-	counts  map[string]int
+
+	mu     sync.Mutex
+	plays  map[string]play // by unique
+	counts map[string]int
 	// given is how often each unique was given to the operator.
 	given map[string]int
 }
@@ -143,7 +145,7 @@ func TestSoak(t *testing.T) {
 	var next atomic.Int64
 	for range sideBySide {
 		changes.Go(func() {
-			for change := next.Add(1); s.uniques() < uniques && !t.Failed(); change = next.Add(1) {
+			for change := next.Add(1); s.uniques() < uniques && ctx.Err() == nil && !t.Failed(); change = next.Add(1) {
 				s.change(change, longest)
 			}
 		})
@@ -155,6 +157,9 @@ func TestSoak(t *testing.T) {
 	}()
 	s.befall(done, interval)
 	took := time.Since(begun)
+	if ctx.Err() != nil {
+		t.Errorf("only %d uniques in %v", s.uniques(), took)
+	}
 	s.settled()
 	s.report(took)
 }
@@ -217,8 +222,8 @@ func uniqueOf(random *rand.Rand) string {
 
 // connected is a connection of Zuul to the server, a new one if the last was lost; nil at the end of the test.
 func (s *soak) connected() *zuulclient.Client {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.dialing.Lock()
+	defer s.dialing.Unlock()
 	for {
 		select {
 		case <-s.current.Gearman.Done():
