@@ -107,7 +107,7 @@ func (j *Job) send(packet Packet, finishing bool) error {
 	}
 	if finishing {
 		j.end(ErrFinished)
-		j.link.finished(j)
+		j.link.finished(j, j.held)
 	}
 	return nil
 }

@@ -44,15 +44,18 @@ func (l *link) assign(packet Packet) (job, replaced *Job) {
 	return job, replaced
 }
 
-// finished notes that the job had its finishing packet.
-func (l *link) finished(job *Job) {
+// finished notes that the job had its finishing packet. seen says that the
+// worker's loop is about to look anyway.
+func (l *link) finished(job *Job, seen bool) {
 	l.mu.Lock()
 	if l.jobs[job.handle] == job {
 		delete(l.jobs, job.handle)
 	}
 	l.ended = append(l.ended, job)
 	l.mu.Unlock()
-	l.changed()
+	if !seen {
+		l.changed()
+	}
 }
 
 // takeEnded returns the jobs finished since the last call.

@@ -9,14 +9,18 @@ import (
 	"time"
 )
 
-// loop is the life of one connection of a Worker.
+// loop is the life of one connection of a Worker. Two goroutines live it: the
+// one that reads does what a packet asks for by itself, for that is the way of
+// every job and a handover between goroutines costs as much as the job; the
+// other looks after time and the callers of the worker.
 type loop struct {
-	worker  *Worker
-	link    *link
-	session *session
-	logger  *slog.Logger
+	worker *Worker
+	link   *link
+	logger *slog.Logger
+	heard  bool // from the server; the reader's
 
-	heard      bool      // from the server
+	mu         sync.Mutex // one event at a time: from what it is until its packets are written
+	session    *session
 	generation int       // of the functions the session knows
 	pinged     time.Time // when the unanswered ping was sent; zero for none
 }
@@ -30,18 +34,16 @@ func (w *Worker) runConnection(ctx context.Context) (connected bool, err error) 
 	}
 	l := &loop{worker: w, link: newLink(connection, w.signal), session: w.newSession(), logger: w.logger()}
 	defer l.session.release() // the connection took the answer to its last grab with it
-
-	packets := make(chan Packet)
-	failure := make(chan error, 1)
-	var reader sync.WaitGroup
-	reader.Go(func() { failure <- readPackets(connection, packets, l.link.done) })
 	stop := context.AfterFunc(ctx, func() { _ = connection.close() })
 
+	var reader sync.WaitGroup
 	if err = l.start(); err == nil {
 		if w.Connected != nil {
 			w.Connected()
 		}
-		err = l.run(packets, failure)
+		failure := make(chan error, 1)
+		reader.Go(func() { failure <- l.read() })
+		err = l.watch(failure)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -79,21 +81,6 @@ func (w *Worker) newSession() *session {
 	return s
 }
 
-// readPackets passes packets on until reading fails or stop is closed.
-func readPackets(connection *conn, packets chan<- Packet, stop <-chan struct{}) error {
-	for {
-		packet, err := connection.readPacket()
-		if err != nil {
-			return err
-		}
-		select {
-		case packets <- packet:
-		case <-stop:
-			return nil
-		}
-	}
-}
-
 // start registers everything in one burst.
 func (l *loop) start() error {
 	l.worker.mu.Lock()
@@ -114,7 +101,22 @@ func (l *loop) lost(reason error) {
 	}
 }
 
-func (l *loop) run(packets <-chan Packet, failure <-chan error) error {
+// read takes packets until the connection fails.
+func (l *loop) read() error {
+	for {
+		packet, err := l.link.conn.readPacket()
+		if err != nil {
+			return err
+		}
+		if err := l.handle(func() []Packet { return l.received(packet) }); err != nil {
+			return err
+		}
+	}
+}
+
+// watch looks after the rest until reading or writing fails, or the server has
+// been mute for too long.
+func (l *loop) watch(failure <-chan error) error {
 	interval := orDefault(l.worker.PingInterval, DefaultPingInterval)
 	timeout := orDefault(l.worker.PingTimeout, DefaultPingTimeout)
 	ticker := time.NewTicker(interval)
@@ -122,35 +124,55 @@ func (l *loop) run(packets <-chan Packet, failure <-chan error) error {
 	patience := time.NewTimer(timeout)
 	defer patience.Stop()
 	for {
-		var out []Packet
+		var event func() []Packet
 		select {
-		case packet := <-packets:
-			out = l.received(packet)
 		case err := <-failure:
 			return err
 		case <-l.worker.changed:
-			out = l.news()
+			event = l.news
 		case <-ticker.C:
-			out = l.session.tick()
-			if l.pinged.IsZero() {
-				l.pinged = time.Now()
-				patience.Reset(timeout)
+			event = func() []Packet {
+				if l.pinged.IsZero() {
+					l.pinged = time.Now()
+					patience.Reset(timeout)
+				}
+				return l.session.tick()
 			}
 		case <-patience.C:
-			if l.pinged.IsZero() {
-				continue
-			}
-			left := time.Until(l.lastHeard().Add(timeout))
-			if left <= 0 {
+			waits, left := l.patienceLeft(timeout)
+			if waits && left <= 0 {
 				return l.worker.errMute()
 			}
-			patience.Reset(left)
+			if waits {
+				patience.Reset(left)
+			}
+			continue
 		}
-		if err := l.link.conn.write(out...); err != nil {
+		if err := l.handle(event); err != nil {
 			return err
 		}
-		l.worker.closeIfDrained(l.session)
 	}
+}
+
+// handle has the session take an event, and sends what comes of it.
+func (l *loop) handle(event func() []Packet) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.link.conn.write(event()...); err != nil {
+		return err
+	}
+	l.worker.closeIfDrained(l.session)
+	return nil
+}
+
+// patienceLeft tells whether an answer is waited for, and for how long still.
+func (l *loop) patienceLeft(timeout time.Duration) (waits bool, left time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pinged.IsZero() {
+		return false, 0
+	}
+	return true, time.Until(l.lastHeard().Add(timeout))
 }
 
 // lastHeard returns when the patience with an unanswered ping began: bytes of
@@ -179,11 +201,18 @@ func (l *loop) news() []Packet {
 		l.generation = generation
 		out = l.session.setFunctions(functions)
 	}
-	for _, job := range l.link.takeEnded() {
-		out = append(out, l.session.finished(job.Function)...)
-	}
+	out = append(out, l.ended()...)
 	if waking {
 		out = append(out, l.session.wake()...)
+	}
+	return out
+}
+
+// ended tells the session which jobs have ended.
+func (l *loop) ended() []Packet {
+	var out []Packet
+	for _, job := range l.link.takeEnded() {
+		out = append(out, l.session.finished(job.Function)...)
 	}
 	return out
 }
@@ -232,5 +261,6 @@ func (l *loop) assigned(packet Packet) []Packet {
 	}
 	l.worker.Assigned(job)
 	job.letGo()
-	return append(out, l.session.assigned(job.Function)...)
+	out = append(out, l.session.assigned(job.Function)...)
+	return append(out, l.ended()...) // many a job is done at once
 }
