@@ -134,7 +134,7 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	for i := range builds {
 		key := client.ObjectKeyFromObject(&builds[i])
 		if behaviour == gearman.Geard {
-			b.notify(ctx, key) // its grace period is over
+			b.notify(ctx, s.server.Name, key) // its grace period is over
 			continue
 		}
 		if buildName(builds[i].Spec.UUID) != builds[i].Name {

@@ -70,9 +70,8 @@ type Bridge struct {
 	slots       slots
 	sessions    []*session
 	describer   describer
-	refusals    rate.Sometimes // how often a command that is refused is told of
-	// changed wakes the reporter for a build whose assignments changed.
-	changed chan event.GenericEvent
+	refusals    rate.Sometimes       // how often a command that is refused is told of
+	reporters   map[string]*reporter // by the server whose builds they report
 }
 
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).
@@ -92,7 +91,6 @@ type session struct {
 // SetupWithManager registers the bridge with the manager: the sessions and the controllers that keep the functions right, report builds and
 // write descriptions.
 func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
-	b.changed = make(chan event.GenericEvent)
 	b.describer.bridge, b.describer.changed = b, make(chan event.GenericEvent)
 	b.refusals.Interval = time.Minute
 	b.slots.count = b.usage
@@ -100,8 +98,10 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	if err := b.setupMetrics(); err != nil {
 		return err
 	}
+	b.reporters = map[string]*reporter{"": b.newReporter("")}
 	for _, server := range b.Servers {
 		b.sessions = append(b.sessions, b.newSession(server))
+		b.reporters[server.Name] = b.newReporter(server.Name)
 	}
 	if err := setupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
@@ -109,8 +109,10 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	if err := (&registrar{bridge: b}).setup(mgr); err != nil {
 		return err
 	}
-	if err := (&reporter{bridge: b}).setup(mgr); err != nil {
-		return err
+	for _, reporter := range b.reporters {
+		if err := reporter.setup(mgr); err != nil {
+			return err
+		}
 	}
 	if err := b.describer.setup(mgr); err != nil {
 		return err

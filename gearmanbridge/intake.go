@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -60,7 +59,7 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 		}
 		b.awaitCounted(ctx, a)
 		b.assignments.remove(a)
-		b.notify(ctx, a.key)
+		b.notify(ctx, a.server, a.key)
 		b.slots.wake()
 	})
 }
@@ -77,15 +76,6 @@ func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
 	})
 }
 
-// notify has the reporter look at a build.
-func (b *Bridge) notify(ctx context.Context, key types.NamespacedName) {
-	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
-	select {
-	case b.changed <- event.GenericEvent{Object: build}:
-	case <-ctx.Done():
-	}
-}
-
 // intake makes the request durable and tells Zuul that its build has begun, before anything else happens to it: until then Zuul can stop it only by
 // luck (protocol section 1.3). What the API server cannot take now is tried again while the job is ours.
 func (b *Bridge) intake(ctx context.Context, a *assignment) {
@@ -100,7 +90,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 			if err := b.begin(a, build); err != nil {
 				log.Info("The job was lost before its start could be reported", "reason", err)
 			}
-			b.notify(ctx, a.key)
+			b.notify(ctx, a.server, a.key)
 			if stop {
 				b.insist(ctx, buildReference{server: a.server, uuid: a.unique})
 			}

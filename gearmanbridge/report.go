@@ -5,27 +5,64 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// reporter tells whoever waits for a build what its status says, and sees to builds that nobody waits for.
-type reporter struct{ bridge *Bridge }
+// reporter tells whoever waits for a build what its status says, and sees to builds that nobody waits for. Each Gearman server has one of its own: a
+// server that does not read holds up whoever writes to it.
+type reporter struct {
+	bridge *Bridge
+	server string // the builds are those that came from it; "" for those that came from none that is served
+	// changed wakes it for a build whose assignments changed.
+	changed chan event.GenericEvent
+}
+
+func (b *Bridge) newReporter(server string) *reporter {
+	return &reporter{bridge: b, server: server, changed: make(chan event.GenericEvent)}
+}
+
+// reporterOf the builds that came from a server.
+func (b *Bridge) reporterOf(server string) *reporter {
+	if of := b.reporters[server]; of != nil {
+		return of
+	}
+	return b.reporters[""]
+}
 
 func (r *reporter) setup(mgr ctrl.Manager) error {
+	name := "report"
+	if r.server != "" {
+		name += "-" + r.server
+	}
+	its := predicate.NewPredicateFuncs(func(object client.Object) bool {
+		return r.bridge.reporterOf(object.GetLabels()[v1alpha1.LabelGearmanServer]) == r
+	})
 	return ctrl.NewControllerManagedBy(mgr).
-		Named("report").
-		For(&v1alpha1.ZuulBuild{}, builder.WithPredicates(r.bridge.noteCompletions())).
-		WatchesRawSource(source.Channel(r.bridge.changed, &handler.EnqueueRequestForObject{})).
+		Named(name).
+		For(&v1alpha1.ZuulBuild{}, builder.WithPredicates(its, r.bridge.noteCompletions())).
+		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		Complete(r)
+}
+
+// notify has the reporter of a server look at a build that came from it.
+func (b *Bridge) notify(ctx context.Context, server string, key types.NamespacedName) {
+	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	select {
+	case b.reporterOf(server).changed <- event.GenericEvent{Object: build}:
+	case <-ctx.Done():
+	}
 }
 
 // Reconcile sends what is due for one build.

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -243,6 +244,42 @@ func TestServerInTrouble(t *testing.T) {
 				t.Errorf("the first Zuul got %q after %d starts", state.Result, state.Starts)
 			}
 		})
+	}
+}
+
+// TestServerThatDoesNotRead: as many reports as may be on their way at once wait for the one server, and those to the other are sent.
+func TestServerThatDoesNotRead(t *testing.T) {
+	const reconcilers = 8
+	oneAddress, _ := gearmantest.StartServer(t, gearman.Geard)
+	f, twoAddress := startTwoServers(t, Server{Address: oneAddress}, func(bridge *Bridge) { bridge.MaxBuilds = 2 * reconcilers })
+	f.job("unit")
+	zuulOne, zuulTwo := dialZuul(t, oneAddress, zuulclient.Zuul2), dialZuul(t, twoAddress, zuulclient.Zuul2)
+	var stuck []*zuulclient.Build
+	var locked []*assignment
+	for range reconcilers {
+		build := submit(t, zuulOne, zuulclient.Request{Job: "unit"})
+		awaitStart(t, build)
+		stuck = append(stuck, build)
+		a := f.awaitListener(f.build(build.State().UUID))
+		a.sending.Lock() // as whoever writes to a full connection has it, until the write times out
+		locked = append(locked, a)
+	}
+	free := submit(t, zuulTwo, zuulclient.Request{Job: "unit"})
+	awaitStart(t, free)
+	for _, build := range append(slices.Clone(stuck), free) {
+		f.ends(f.build(build.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
+	}
+	if state := awaitEnd(t, free); state.Result != "SUCCESS" {
+		t.Errorf("the other server's Zuul got %q", state.Result)
+	}
+	for i, build := range stuck {
+		if build.State().Ended() {
+			t.Error("a report that waits was sent: the test shows nothing")
+		}
+		locked[i].sending.Unlock()
+	}
+	for _, build := range stuck {
+		awaitEnd(t, build)
 	}
 }
 
