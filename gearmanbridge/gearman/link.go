@@ -76,9 +76,8 @@ func (l *link) query(handle string) (<-chan statusAnswer, error) {
 	return answer, l.conn.write(request(PacketGetStatus, handle))
 }
 
-// kill closes the connection and then ends every job of it.
+// kill ends every job of the closed connection. None may be assigned any more.
 func (l *link) kill() {
-	_ = l.conn.close()
 	close(l.done)
 	l.mu.Lock()
 	jobs := l.jobs

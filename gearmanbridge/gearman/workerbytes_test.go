@@ -3,6 +3,7 @@ package gearman_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -317,4 +318,37 @@ func TestSetFunctionsReportsBadNamesAndTakesTheOthers(t *testing.T) {
 	server.accept()
 	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
 	server.expectSilence(50 * time.Millisecond)
+}
+
+// TestWorkerForgetsWhatItReadAhead: a write fails while the reader has a job more than it has handled. That job is nobody's.
+func TestWorkerForgetsWhatItReadAhead(t *testing.T) {
+	server := newMockServer(t)
+	var full atomic.Bool
+	entered, leave := make(chan struct{}, 100), make(chan struct{})
+	worker := startWorker(t, server.address(), []string{"f"}, func(w *gearman.Worker) {
+		forward := w.Assigned
+		w.Free = func() bool { return !full.Load() } // a full worker sends nothing for a job, so it is not the reader's write that fails
+		w.Assigned = func(job *gearman.Job) {
+			full.Store(true)
+			entered <- struct{}{}
+			<-leave
+			forward(job)
+		}
+	})
+	server.accept()
+	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
+	next(t, "connection", worker.connected)
+	server.send(strings.Repeat(bytesAssignH1, 20))
+	next(t, "assignment", entered)
+	must(t, server.conn.(*net.TCPConn).SetLinger(0))
+	server.hangUp() // with a RST: every write fails from now on
+	must(t, worker.SetFunctions([]string{"f", "g"}))
+	time.Sleep(5 * time.Millisecond) // long enough for the change of functions to be next in line, as a mutex has it
+	close(leave)
+	next(t, "loss", worker.lost)
+	for len(worker.jobs) > 0 {
+		if job := <-worker.jobs; !errors.Is(job.Err(), gearman.ErrHandleLost) {
+			t.Errorf("a job of the connection has error %v", job.Err())
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ type loop struct {
 	heard  bool // from the server; the reader's
 
 	mu         sync.Mutex // one event at a time: from what it is until its packets are written
+	over       bool       // what was read ahead is for nobody any more
 	session    *session
 	generation int       // of the functions the session knows
 	pinged     time.Time // when the unanswered ping was sent; zero for none
@@ -50,8 +52,10 @@ func (w *Worker) runConnection(ctx context.Context) (connected bool, err error) 
 		defer l.lost(err)
 	}
 	stop()
-	l.link.kill()
+	_ = connection.close() // also under a write in progress
+	l.end()
 	reader.Wait()
+	l.link.kill()
 	return l.heard, err
 }
 
@@ -158,11 +162,21 @@ func (l *loop) watch(failure <-chan error) error {
 func (l *loop) handle(event func() []Packet) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.over {
+		return net.ErrClosed
+	}
 	if err := l.link.conn.write(event()...); err != nil {
 		return err
 	}
 	l.worker.closeIfDrained(l.session)
 	return nil
+}
+
+// end has no event handled any more.
+func (l *loop) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
 }
 
 // patienceLeft tells whether an answer is waited for, and for how long still.
