@@ -345,7 +345,7 @@ func TestWorkerForgetsWhatItReadAhead(t *testing.T) {
 	must(t, worker.SetFunctions([]string{"f", "g"}))
 	time.Sleep(5 * time.Millisecond) // long enough for the change of functions to be next in line, as a mutex has it
 	close(leave)
-	next(t, "loss", worker.lost)
+	_ = next(t, "loss", worker.lost)
 	for len(worker.jobs) > 0 {
 		if job := <-worker.jobs; !errors.Is(job.Err(), gearman.ErrHandleLost) {
 			t.Errorf("a job of the connection has error %v", job.Err())
