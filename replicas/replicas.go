@@ -1,0 +1,233 @@
+// Package replicas lets each replica of the operator know which others live. Each holds a Lease of its own, besides the one of the leader: a build has
+// to be reported on the connection that brought it, so whoever wants to call it abandoned must know whether the replica that took it lives.
+package replicas
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// State is what a replica does, told by its Lease.
+type State string
+
+// The states of a replica.
+const (
+	Standby  State = "Standby"  // it is ready to lead
+	Leading  State = "Leading"  // it takes builds
+	Draining State = "Draining" // it takes no build any more and ends with the last it has
+)
+
+const (
+	// labelReplica on a Lease marks those of this package, and its value is the group of replicas that belong together.
+	labelReplica = "zuulbuild.dev/replica"
+	// AnnotationState on a replica's Lease tells people and the other replicas what it does.
+	AnnotationState = "zuulbuild.dev/state"
+
+	// Interval is how often a Lease is renewed and the others are looked at.
+	Interval = 2 * time.Second
+	// Duration is how long a replica that does not renew its Lease counts as alive: longer than the lease of the leader, so that nobody who still
+	// thinks it leads is called dead.
+	Duration = 20 * time.Second
+	// forgetAfter is when the Lease of a replica that ended without a word is cleared away.
+	forgetAfter = 10 * time.Minute
+)
+
+// Replicas is this replica among the others. It is a manager.Runnable; until Start has looked once nothing is known.
+type Replicas struct {
+	// Client reads and writes past any cache.
+	Client client.Client
+	// Namespace of the Leases.
+	Namespace string
+	// Group of replicas, the same for all that work together: a DNS label of at most 30 characters.
+	Group string
+	// Identity of this replica: a DNS label of at most 63 characters, never used twice.
+	Identity string
+	Logger   *slog.Logger
+
+	mu     sync.Mutex
+	state  State
+	others map[string]sighting
+}
+
+// sighting is what is known of another replica. Whether it lives is told by the clock of this machine alone: when its Lease was last seen to change.
+type sighting struct {
+	state   State
+	version string
+	changed time.Time
+}
+
+func (s sighting) alive(now time.Time) bool { return now.Sub(s.changed) < Duration }
+
+// Start keeps the Lease until ctx is done, and deletes it then.
+func (r *Replicas) Start(ctx context.Context) error {
+	ticker := time.NewTicker(Interval)
+	defer ticker.Stop()
+	level := slog.LevelWarn // for the first of many equal reports
+	for {
+		if err := r.Refresh(ctx); err == nil {
+			level = slog.LevelWarn
+		} else if ctx.Err() == nil {
+			r.Logger.Log(ctx, level, "The Lease of this replica could not be renewed; trying again", "replica", r.Identity, "error", err)
+			level = slog.LevelDebug
+		}
+		select {
+		case <-ctx.Done():
+			r.leave(context.WithoutCancel(ctx))
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// NeedLeaderElection is false: each replica has a Lease.
+func (r *Replicas) NeedLeaderElection() bool { return false }
+
+// Refresh renews the Lease of this replica and looks at the others.
+func (r *Replicas) Refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, Duration/2)
+	defer cancel()
+	if err := r.renew(ctx); err != nil {
+		return err
+	}
+	leases := coordinationv1.LeaseList{}
+	if err := r.Client.List(ctx, &leases, client.InNamespace(r.Namespace), client.MatchingLabels{labelReplica: r.Group}); err != nil {
+		return fmt.Errorf("list the Leases of the replicas: %w", err)
+	}
+	now := time.Now()
+	for identity, seen := range r.look(leases.Items, now) {
+		if now.Sub(seen.changed) < forgetAfter {
+			continue
+		}
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: r.leaseName(identity)}}
+		if err := r.Client.Delete(ctx, lease, client.Preconditions{ResourceVersion: &seen.version}); client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			return fmt.Errorf("delete the Lease of a replica that is gone: %w", err)
+		}
+	}
+	return nil
+}
+
+// look takes in which replicas there are, and returns the others.
+func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string]sighting {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	others := map[string]sighting{}
+	for i := range leases {
+		identity := ptr.Deref(leases[i].Spec.HolderIdentity, "")
+		if identity == r.Identity || identity == "" {
+			continue
+		}
+		seen, known := r.others[identity]
+		switch {
+		case !known:
+			seen.changed = firstSight(&leases[i], now)
+		case seen.version != leases[i].ResourceVersion:
+			seen.changed = now
+		}
+		seen.version, seen.state = leases[i].ResourceVersion, State(leases[i].Annotations[AnnotationState])
+		others[identity] = seen
+	}
+	r.others = others
+	return maps.Clone(others)
+}
+
+// firstSight is when a Lease that was never seen before is taken to have changed last: when it says so. But as clocks differ, it has time to be renewed
+// at least twice.
+func firstSight(lease *coordinationv1.Lease, now time.Time) time.Time {
+	said := now
+	if renewed := lease.Spec.RenewTime; renewed != nil && renewed.Time.Before(now) {
+		said = renewed.Time
+	}
+	if least := now.Add(2*Interval + Interval/2 - Duration); said.Before(least) {
+		return least
+	}
+	return said
+}
+
+// Alive tells whether a replica lives, this one included. One without a Lease does not.
+func (r *Replicas) Alive(identity string) bool {
+	if identity == r.Identity {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen, known := r.others[identity]
+	return known && seen.alive(time.Now())
+}
+
+// Others tells whether another replica lives.
+func (r *Replicas) Others() bool { return r.other(func(State) bool { return true }) }
+
+// Successor tells whether another replica lives that can lead.
+func (r *Replicas) Successor() bool { return r.other(func(s State) bool { return s != Draining }) }
+
+func (r *Replicas) other(matches func(State) bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, seen := range r.others {
+		if seen.alive(time.Now()) && matches(seen.state) {
+			return true
+		}
+	}
+	return false
+}
+
+// SetState says what this replica does. The others learn it with the next renewal.
+func (r *Replicas) SetState(state State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state = state
+}
+
+func (r *Replicas) leaseName(identity string) string { return "zuulbuild-replica-" + identity }
+
+// renew writes the Lease of this replica, whatever it was: nobody else writes it.
+func (r *Replicas) renew(ctx context.Context) error {
+	r.mu.Lock()
+	state := r.state
+	r.mu.Unlock()
+	if state == "" {
+		state = Standby
+	}
+	lease := &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: r.Namespace, Name: r.leaseName(r.Identity),
+			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{AnnotationState: string(state)},
+		},
+		Spec: coordinationv1.LeaseSpec{
+			HolderIdentity: &r.Identity, LeaseDurationSeconds: ptr.To(int32(Duration.Seconds())), RenewTime: ptr.To(metav1.NowMicro()),
+		},
+	}
+	content, err := json.Marshal(lease)
+	if err == nil {
+		err = r.Client.Patch(ctx, lease.DeepCopy(), client.RawPatch(types.MergePatchType, content))
+	}
+	if apierrors.IsNotFound(err) {
+		err = r.Client.Create(ctx, lease)
+	}
+	if err != nil {
+		return fmt.Errorf("renew Lease %s: %w", types.NamespacedName{Namespace: lease.Namespace, Name: lease.Name}, err)
+	}
+	return nil
+}
+
+// leave deletes the Lease, so that nobody waits for this replica.
+func (r *Replicas) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: r.leaseName(r.Identity)}}
+	if err := r.Client.Delete(ctx, lease); client.IgnoreNotFound(err) != nil {
+		r.Logger.Warn("The Lease of this replica could not be deleted; it runs out", "replica", r.Identity, "error", err)
+	}
+}

@@ -1,0 +1,103 @@
+package replicas
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
+	"zuulbuild.dev/zuulbuild/hack/apiserver"
+)
+
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func lease(identity string, version int, renewed time.Time, state State) coordinationv1.Lease {
+	return coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{ResourceVersion: strconv.Itoa(version), Annotations: map[string]string{AnnotationState: string(state)}},
+		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &identity, RenewTime: ptr.To(metav1.NewMicroTime(renewed))},
+	}
+}
+
+// TestSighting: how long a replica counts as alive, by when its Lease was seen to change and not by what its clock says.
+func TestSighting(t *testing.T) {
+	type look struct {
+		at      time.Duration // after noon
+		version int           // 0: the Lease is gone
+		renewed time.Duration
+	}
+	for name, test := range map[string]struct {
+		looks []look
+		at    time.Duration
+		alive bool
+	}{
+		"never seen":                         {alive: false},
+		"just renewed":                       {looks: []look{{version: 1}}, alive: true},
+		"not renewed for almost a duration":  {looks: []look{{version: 1}, {at: 10 * time.Second, version: 1}}, at: Duration - 1, alive: true},
+		"not renewed for a duration":         {looks: []look{{version: 1}, {at: 10 * time.Second, version: 1}}, at: Duration},
+		"renewed":                            {looks: []look{{version: 1}, {at: 10 * time.Second, version: 2}}, at: Duration, alive: true},
+		"renewed by a clock that is late":    {looks: []look{{version: 1, renewed: -time.Hour}, {at: time.Second, version: 2, renewed: -time.Hour}}, at: Duration, alive: true},
+		"first seen by a clock that is late": {looks: []look{{version: 1, renewed: -time.Hour}}, at: 2 * Interval, alive: true},
+		"first seen long after its end":      {looks: []look{{version: 1, renewed: -time.Hour}}, at: 3 * Interval},
+		"first seen, renewed in the future":  {looks: []look{{version: 1, renewed: time.Hour}}, at: Duration},
+		"gone":                               {looks: []look{{version: 1}, {at: time.Second}}, at: 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := Replicas{Identity: "self"}
+			for _, look := range test.looks {
+				var leases []coordinationv1.Lease
+				if look.version > 0 {
+					leases = append(leases, lease("other", look.version, noon.Add(look.renewed), Leading))
+				}
+				r.look(leases, noon.Add(look.at))
+			}
+			seen, known := r.others["other"]
+			if alive := known && seen.alive(noon.Add(test.at)); alive != test.alive {
+				t.Errorf("alive: %v", alive)
+			}
+		})
+	}
+}
+
+// TestReplicas: two replicas on a real API server learn of each other, what the other does, and its end.
+func TestReplicas(t *testing.T) {
+	api, err := client.New(apiserver.Config(t), client.Options{Scheme: clientgoscheme.Scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	namespace := apiserver.Namespace(t)
+	start := func(group, identity string) (replica *Replicas, stop func()) {
+		replica = &Replicas{Client: api, Namespace: namespace, Group: group, Identity: identity, Logger: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = replica.Start(ctx)
+		}()
+		stop = func() { cancel(); <-ended }
+		t.Cleanup(stop)
+		return replica, stop
+	}
+	eventually := func(what string, condition func() bool) {
+		t.Helper()
+		gearmantest.Eventually(t, 30*time.Second, what, condition)
+	}
+	first, _ := start("group", "first")
+	second, stopSecond := start("group", "second")
+	stranger, _ := start("other-group", "stranger")
+	eventually("each sees the other", func() bool { return first.Alive("second") && second.Alive("first") && first.Successor() })
+	if first.Alive("stranger") || !first.Alive("first") || stranger.Others() {
+		t.Error("groups are mixed, or a replica does not know itself")
+	}
+	second.SetState(Draining)
+	eventually("no successor", func() bool { return first.Others() && !first.Successor() })
+	stopSecond()
+	eventually("the end of the second", func() bool { return !first.Others() && !first.Alive("second") })
+}
