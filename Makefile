@@ -64,6 +64,12 @@ soak: packages build ## Send 10,000 uniques through losses of every kind; SOAK=â
 	ZUULBUILD_SOAK=$(or $(SOAK),10000) ZUULBUILD_SEED=$(SEED) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
 		-timeout 4h -run '^TestSoak$$' ./test/conformance
 
+.PHONY: upgrade
+upgrade: packages build ## Replace the leading replica three times while 200 builds run and 10 a second arrive; UPGRADE=â€¦ for another number
+	$(LOCALCLUSTER) assets >/dev/null
+	ZUULBUILD_UPGRADE=$(or $(UPGRADE),200) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
+		-timeout 20m -run '^TestConformance$$/^rolling-upgrade$$' ./test/conformance
+
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say
 	@changed=$$(git status --porcelain -- api config); if [ -n "$$changed" ]; then \

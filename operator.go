@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
@@ -23,7 +24,9 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -32,7 +35,10 @@ import (
 	"zuulbuild.dev/zuulbuild/buildpages"
 	"zuulbuild.dev/zuulbuild/controllers"
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
+	"zuulbuild.dev/zuulbuild/replicas"
 )
+
+var noMetrics = metricsserver.Options{BindAddress: "0"}
 
 // operatorOptions are the flags of `zuulbuild operator`.
 type operatorOptions struct {
@@ -120,30 +126,34 @@ func (o *operatorOptions) run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	bridge, numbers, err := o.setup(ctx, mgr, servers, buildURL, logger)
+	lead, numbers, err := o.setup(ctx, mgr, servers, buildURL, logger)
 	if err != nil {
 		return err
 	}
-	go o.drainOnSignal(ctx, cancel, bridge, logger)
+	leading, stepDown := context.WithCancel(ctx)
+	defer stepDown()
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, stepDown)()
+		return lead.Start(leading)
+	})); err != nil {
+		return err
+	}
+	go o.drainOnSignal(ctx, cancel, stepDown, lead)
 	err = mgr.Start(ctx)
 	release, cancelRelease := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancelRelease()
 	return errors.Join(err, numbers.Release(release))
 }
 
-// setup wires the two halves and the pages to the manager.
+// setup wires the two halves and the pages to the manager, but for the controllers, which are the leader's.
 func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers []gearmanbridge.Server, buildURL func(*v1alpha1.ZuulBuild) string,
 	logger *slog.Logger,
-) (*gearmanbridge.Bridge, *buildnumber.Sequence, error) {
+) (*leadership, *buildnumber.Sequence, error) {
 	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, nil, err
 	}
 	numbers := &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()}
-	reconciler := &controllers.ZuulBuildReconciler{
-		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, BuildURL: buildURL,
-		Recorder: mgr.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{},
-	}
-	if err := reconciler.SetupWithManager(ctx, mgr); err != nil {
+	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, nil, err
 	}
 	hostname, err := os.Hostname()
@@ -155,10 +165,49 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger, Metrics: metrics.Registry,
 		Worker: gearmanbridge.WorkerInfo{Hostname: hostname, FQDN: hostname, Version: version},
 	}
+	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
+		reconciler := &controllers.ZuulBuildReconciler{
+			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, BuildURL: buildURL,
+			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{},
+		}
+		return reconciler.SetupWithManager(term)
+	}}
+	if err := o.setupReplicas(mgr, lead, hostname); err != nil {
+		return nil, nil, err
+	}
 	if err := bridge.SetupWithManager(ctx, mgr); err != nil {
 		return nil, nil, err
 	}
-	return bridge, numbers, o.setupPages(ctx, mgr)
+	err = mgr.AddReadyzCheck("registered", func(*http.Request) error {
+		if !bridge.Ready() {
+			return errors.New("not every function is registered on every Gearman server yet")
+		}
+		return nil
+	})
+	return lead, numbers, errors.Join(err, o.setupPages(ctx, mgr))
+}
+
+// setupReplicas has the replicas know each other, unless this one is to be alone.
+func (o *operatorOptions) setupReplicas(mgr ctrl.Manager, lead *leadership, hostname string) error {
+	if !o.leaderElect {
+		return nil
+	}
+	lead.namespace = o.leaderNamespace
+	if lead.namespace == "" {
+		var err error
+		if lead.namespace, err = ownNamespace(); err != nil {
+			return err
+		}
+	}
+	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme()})
+	if err != nil {
+		return err
+	}
+	lead.mates = &replicas.Replicas{
+		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Logger: lead.logger,
+	}
+	lead.bridge.Replicas, lead.bridge.Identity = lead.mates, lead.mates.Identity
+	return mgr.Add(lead.mates)
 }
 
 func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) error {
@@ -176,9 +225,10 @@ func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) erro
 	return mgr.Add(&buildpages.Server{Listener: listener, Builds: mgr.GetClient(), Logs: buildpages.NewLogStreamer(clientset)})
 }
 
-// drainOnSignal has the first SIGTERM or SIGINT end things well: nothing new is taken, what runs is reported, stop: is served. A second signal, or
-// the end of the drain timeout, ends at once; builds then go on in the cluster and their jobs are requeued or retried.
-func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.CancelFunc, bridge *gearmanbridge.Bridge, logger *slog.Logger) {
+// drainOnSignal has the first SIGTERM or SIGINT end things well: nothing new is taken, what runs is reported, stop: is served. Another replica, as soon
+// as there is one, leads meanwhile; until then the controllers run on here, for builds have to end. A second signal, or the end of the drain timeout,
+// ends at once; builds then go on in the cluster and their jobs are requeued or retried.
+func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel, stepDown context.CancelFunc, lead *leadership) {
 	defer cancel()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -188,7 +238,7 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.Canc
 	case <-ctx.Done():
 		return
 	}
-	logger.Info("Draining: no more builds are taken; ending when those that run are reported", "timeout", o.drainTimeout)
+	lead.logger.Info("Draining: no more builds are taken; ending when those that run are reported", "timeout", o.drainTimeout)
 	ctx, stop := context.WithTimeout(ctx, o.drainTimeout)
 	defer stop()
 	go func() {
@@ -198,8 +248,15 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.Canc
 		case <-ctx.Done():
 		}
 	}()
-	if err := bridge.Drain(ctx); err != nil {
-		logger.Warn("Ending before the drain was over", "reason", err)
+	lead.say(replicas.Draining)
+	go func() {
+		if lead.awaitSuccessor(ctx) {
+			lead.logger.Info("Another replica is there to lead")
+			stepDown()
+		}
+	}()
+	if err := lead.bridge.Drain(ctx); err != nil {
+		lead.logger.Warn("Ending before the drain was over", "reason", err)
 	}
 }
 
@@ -209,19 +266,15 @@ func (o *operatorOptions) newManager(config *rest.Config) (ctrl.Manager, error) 
 		return nil, err
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        scheme,
-		Cache:                         controllers.CacheOptions(o.namespaces...),
-		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
-		HealthProbeBindAddress:        o.healthAddress,
-		LeaderElection:                o.leaderElect,
-		LeaderElectionID:              "zuulbuild." + v1alpha1.GroupVersion.Group,
-		LeaderElectionNamespace:       o.leaderNamespace,
-		LeaderElectionReleaseOnCancel: true,
+		Scheme:                 scheme,
+		Cache:                  controllers.CacheOptions(o.namespaces...),
+		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress: o.healthAddress,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return mgr, errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping))
+	return mgr, mgr.AddHealthzCheck("ping", healthz.Ping)
 }
 
 func (o *operatorOptions) config() (*rest.Config, error) {

@@ -91,7 +91,10 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
 		retryDelays: h.delays,
 	}
-	if err := reconciler.SetupWithManager(ctx, mgr); err != nil {
+	if err := SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
+		h.Fatal(err)
+	}
+	if err := reconciler.SetupWithManager(mgr); err != nil {
 		h.Fatal(err)
 	}
 	done := make(chan error, 1)

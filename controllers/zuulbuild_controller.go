@@ -43,17 +43,19 @@ type ZuulBuildReconciler struct {
 // indexJobName finds the ZuulJob that goes by a Gearman name.
 const indexJobName = "gearmanName"
 
-// SetupWithManager registers the reconciler.
-func (r *ZuulBuildReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
-	err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, func(object client.Object) []string {
+// SetupIndexes registers what the reconciler finds objects by in the cache, once for all managers that share it.
+func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
+	err := indexer.IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, func(object client.Object) []string {
 		return []string{object.(*v1alpha1.ZuulJob).GearmanName()}
 	})
 	if err != nil {
 		return err
 	}
-	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries); err != nil {
-		return err
-	}
+	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries)
+}
+
+// SetupWithManager registers the reconciler. The cache must have the indexes of SetupIndexes.
+func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
@@ -71,7 +73,7 @@ func (r *ZuulBuildReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Man
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=pods/log,verbs=get
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
-// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;create;update
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete
 
 // Reconcile brings one build a step further: the steps are asked in order, and the first that has something to do or to wait for ends the round. The
 // status is written once, at the end, and events are sent only if that write succeeded.

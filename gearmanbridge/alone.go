@@ -43,6 +43,14 @@ func (l *aloneBuilds) set(key types.NamespacedName, alone bool) time.Time {
 	return l.since[key]
 }
 
+// knows tells whether a build is noted to be alone.
+func (l *aloneBuilds) knows(key types.NamespacedName) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, known := l.since[key]
+	return known
+}
+
 // prolong begins the grace period of a build anew.
 func (l *aloneBuilds) prolong(key types.NamespacedName) {
 	l.mu.Lock()
@@ -121,6 +129,11 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	if err != nil || len(builds) == 0 && !identify && s.behaviour.value.Load() != nil {
 		return err
 	}
+	for i := range builds {
+		if key := client.ObjectKeyFromObject(&builds[i]); !b.alone.knows(key) {
+			b.notify(ctx, s.server.Name, key) // its replica is gone: the grace period begins
+		}
+	}
 	admin, err := s.server.admin(ctx)
 	if err != nil {
 		return err
@@ -157,14 +170,15 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	return nil
 }
 
-// listAlone lists the builds of a server that are alone.
+// listAlone lists the builds of a server that are alone and that this replica is to see to.
 func (b *Bridge) listAlone(ctx context.Context, s *session) ([]v1alpha1.ZuulBuild, error) {
 	builds := v1alpha1.ZuulBuildList{}
 	err := b.Client.List(ctx, &builds, client.MatchingFields{indexComplete: "false"},
 		client.MatchingLabels{v1alpha1.LabelGearmanServer: s.server.Name}, client.UnsafeDisableDeepCopy)
 	var alone []v1alpha1.ZuulBuild
 	for i := range builds.Items {
-		if build := &builds.Items[i]; !build.Spec.Abort && build.Spec.UUID != "" && !b.assignments.has(client.ObjectKeyFromObject(build)) {
+		if build := &builds.Items[i]; !build.Spec.Abort && build.Spec.UUID != "" && !b.assignments.has(client.ObjectKeyFromObject(build)) &&
+			b.responsible(build) {
 			alone = append(alone, *build)
 		}
 	}

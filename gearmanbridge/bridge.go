@@ -38,7 +38,7 @@ type Numbers interface {
 	Next(ctx context.Context, job types.NamespacedName, name string) (int64, error)
 }
 
-// Bridge takes builds from Gearman servers while it is started, which is while this replica leads.
+// Bridge is connected to Gearman servers while it is started, and takes builds from them while this replica leads (Lead, Follow).
 type Bridge struct {
 	// Client reads from a cache.
 	Client client.Client
@@ -60,6 +60,9 @@ type Bridge struct {
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Worker   WorkerInfo
 	Logger   *slog.Logger
+	// Replicas are the other replicas, nil where there are none; see lead.go. Identity is this one's, a label value, and empty only without Replicas.
+	Replicas Replicas
+	Identity string
 	// Metrics gets those of docs/metrics.md; nil for none.
 	Metrics prometheus.Registerer
 
@@ -70,7 +73,9 @@ type Bridge struct {
 	slots       slots
 	sessions    []*session
 	describer   describer
-	refusals    rate.Sometimes       // how often a command that is refused is told of
+	refusals    rate.Sometimes // how often a command that is refused is told of
+	leads, led  atomic.Bool    // whether this replica leads, and whether it ever did
+	elected     chan event.GenericEvent
 	reporters   map[string]*reporter // by the server whose builds they report
 }
 
@@ -84,16 +89,18 @@ type session struct {
 	// reconnected holds a token when the management connection was made, and behaviour is what the server was found to be.
 	reconnected chan struct{}
 	behaviour   knownBehaviour
-	// connected is whether management is.
-	connected atomic.Bool
+	// connected is whether management is, and ready whether all was registered once.
+	connected, ready atomic.Bool
 }
 
 // SetupWithManager registers the bridge with the manager: the sessions and the controllers that keep the functions right, report builds and
 // write descriptions.
 func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.describer.bridge, b.describer.changed = b, make(chan event.GenericEvent)
+	b.elected = make(chan event.GenericEvent, 1)
 	b.refusals.Interval = time.Minute
 	b.slots.count = b.usage
+	b.slots.open(b.leads.Load())
 	b.slots.failed = func(err error) { b.Logger.Error("No build is grabbed", "error", err) }
 	if err := b.setupMetrics(); err != nil {
 		return err
@@ -140,6 +147,7 @@ func (b *Bridge) newSession(server Server) *session {
 	s.management = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
+		Free: b.led.Load, // until then another replica answers, which has fresher builds in its cache
 	}
 	noteConnection(s.management, &s.connected)
 	s.management.Connected = func() {
@@ -170,14 +178,13 @@ func (b *Bridge) setFunctions(functions map[string]target, l limits) error {
 	return nil
 }
 
-// NeedLeaderElection is true because only the leader grabs.
-func (b *Bridge) NeedLeaderElection() bool { return true }
+// NeedLeaderElection is false: every replica is connected, though only the one that leads takes builds.
+func (b *Bridge) NeedLeaderElection() bool { return false }
 
-// Start takes builds until ctx is done.
+// Start is connected, and takes builds while it leads, until ctx is done.
 func (b *Bridge) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
-	defer b.metrics.work()()
 	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -87,6 +87,7 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 		change(f.bridge)
 	}
 	must(t, f.bridge.SetupWithManager(ctx, mgr))
+	f.bridge.Lead()
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
 	f.stop = cancel

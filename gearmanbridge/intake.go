@@ -91,6 +91,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 				log.Info("The job was lost before its start could be reported", "reason", err)
 			}
 			b.notify(ctx, a.server, a.key)
+			b.claim(ctx, build)
 			if stop {
 				b.insist(ctx, buildReference{server: a.server, uuid: a.unique})
 			}
@@ -181,6 +182,9 @@ func (b *Bridge) newBuild(ctx context.Context, a *assignment) (*v1alpha1.ZuulBui
 			Job: a.target.job, JobRef: &v1alpha1.JobReference{Name: a.target.key.Name}, Node: a.target.class,
 			UUID: storableUUID(a.unique), Number: number, Parameters: parameters,
 		},
+	}
+	if b.Identity != "" {
+		build.Labels[v1alpha1.LabelReplica] = b.Identity
 	}
 	if requestError != nil {
 		build.Spec.RequestError = truncate(requestError.Error(), maxUUID)

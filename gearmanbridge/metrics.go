@@ -19,16 +19,16 @@ import (
 )
 
 // metrics are those of docs/metrics.md. Events are counted as they come; what is, is computed at each scrape from the objects and the connections, and
-// only while this replica works, so that a sum over all replicas is right.
+// only while this replica leads, so that a sum over all replicas is right.
 type metrics struct {
 	grabs, requests, orphans, stops, descriptions, reports *prometheus.CounterVec
 
 	stopDuration, reportDuration prometheus.Histogram
 
-	// read tells what is; failed is told why it cannot.
-	read    func() (snapshot, error)
-	failed  func(error)
-	working atomic.Bool
+	// leads tells whether this replica does, read what is, and failed is told why it cannot.
+	leads  func() bool
+	read   func() (snapshot, error)
+	failed func(error)
 
 	mu     sync.Mutex
 	queues map[string][]queue // of each server that answered when it was asked last
@@ -90,9 +90,9 @@ var scrapedDescs = []*prometheus.Desc{
 var latencyBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
 // newMetrics has every series of known labels begin at 0, so that the first event is an increase.
-func newMetrics(servers []string, read func() (snapshot, error), failed func(error)) *metrics {
+func newMetrics(servers []string, leads func() bool, read func() (snapshot, error), failed func(error)) *metrics {
 	m := &metrics{
-		read: read, failed: failed, queues: map[string][]queue{},
+		leads: leads, read: read, failed: failed, queues: map[string][]queue{},
 		grabs: counter("zuulbuild_gearman_grabs_total",
 			"Grabs the Gearman server answered, by outcome: assigned (it brought a job) or no_job.", "server", "outcome"),
 		requests: counter("zuulbuild_requests_total",
@@ -170,7 +170,7 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 	for _, collector := range m.counted() {
 		collector.Collect(values)
 	}
-	if !m.working.Load() {
+	if !m.leads() {
 		return
 	}
 	now, err := m.read()
@@ -212,12 +212,6 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 	}
 }
 
-// work says that this replica works, until the function it returns is called.
-func (m *metrics) work() (end func()) {
-	m.working.Store(true)
-	return func() { m.working.Store(false) }
-}
-
 // snapshot is what is, at one moment.
 type snapshot struct {
 	servers  []serverSnapshot
@@ -239,7 +233,7 @@ func (b *Bridge) setupMetrics() error {
 	for _, server := range b.Servers {
 		names = append(names, server.Name)
 	}
-	b.metrics = newMetrics(names, b.snapshot, func(err error) { b.Logger.Error("Metrics are left out of a scrape", "error", err) })
+	b.metrics = newMetrics(names, b.leads.Load, b.snapshot, func(err error) { b.Logger.Error("Metrics are left out of a scrape", "error", err) })
 	if b.Metrics == nil {
 		return nil
 	}

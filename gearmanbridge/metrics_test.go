@@ -28,9 +28,8 @@ func everyMetric(t *testing.T) *prometheus.Registry {
 			limits:   limits{all: 10, classes: map[string]int{"arm": 5, "idle": 2}},
 		}, nil
 	}
-	m := newMetrics([]string{"zuul"}, read, func(err error) { t.Error(err) })
+	m := newMetrics([]string{"zuul"}, func() bool { return true }, read, func(err error) { t.Error(err) })
 	m.setQueues("zuul", []queue{{"build:unit", "", 0}, {"build:unit:arm", "arm", 2}, {"build:other:arm", "arm", 3}})
-	m.work()
 	registry := prometheus.NewPedanticRegistry()
 	must(t, registry.Register(m))
 	return registry
@@ -136,10 +135,11 @@ func TestMetricsComputed(t *testing.T) {
 	}
 }
 
-// TestMetricsOfIdleReplica: a replica that does not work has no part in sums, and a scrape that cannot count still tells what was counted before.
+// TestMetricsOfIdleReplica: a replica that does not lead has no part in sums, and a scrape that cannot count still tells what was counted before.
 func TestMetricsOfIdleReplica(t *testing.T) {
 	var problem error
-	m := newMetrics(nil, func() (snapshot, error) { return snapshot{}, errors.New("no cache") }, func(err error) { problem = err })
+	leads := false
+	m := newMetrics(nil, func() bool { return leads }, func() (snapshot, error) { return snapshot{}, errors.New("no cache") }, func(err error) { problem = err })
 	registry := prometheus.NewPedanticRegistry()
 	must(t, registry.Register(m))
 	check := func() {
@@ -154,16 +154,16 @@ func TestMetricsOfIdleReplica(t *testing.T) {
 	if problem != nil {
 		t.Errorf("an idle replica was asked: %v", problem)
 	}
-	end := m.work()
+	leads = true
 	check()
 	if problem == nil {
 		t.Error("nobody was told of the problem")
 	}
 	problem = nil
-	end()
+	leads = false
 	check()
 	if problem != nil {
-		t.Error("a replica was asked after its end")
+		t.Error("a replica was asked after its lead")
 	}
 }
 

@@ -139,6 +139,18 @@ func (p *pools) work(ctx context.Context, working *pool) error {
 	return err
 }
 
+// connected tells whether there are pools, each with its connection.
+func (p *pools) connected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, active := range p.active {
+		if !active.connected.Load() {
+			return false
+		}
+	}
+	return p.planned != nil
+}
+
 // drain has no pool grab any more, and returns those whose jobs run on.
 func (p *pools) drain() []*gearman.Worker {
 	p.mu.Lock()

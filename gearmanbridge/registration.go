@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
@@ -35,6 +36,7 @@ func (r *registrar) setup(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.ZuulJob{}, all).
 		Watches(&v1alpha1.ZuulNodeClass{}, all).
 		Watches(&corev1.Node{}, all).
+		WatchesRawSource(source.Channel(r.bridge.elected, all)).
 		Complete(r)
 }
 
@@ -56,6 +58,9 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 	r.bridge.functions.merge(functions)
 	if err := r.bridge.setFunctions(functions, readLimits(r.bridge.MaxBuilds, jobs.Items, classes.Items)); err != nil {
 		return ctrl.Result{}, err
+	}
+	if !r.bridge.leads.Load() {
+		return ctrl.Result{}, nil // the leader writes
 	}
 	for i := range jobs.Items {
 		job := &jobs.Items[i]

@@ -159,7 +159,7 @@ func (b *Bridge) finishDeleted(a *assignment, build *v1alpha1.ZuulBuild) error {
 // abandon stops a build that came from Gearman and that nobody has waited for during the grace period: Zuul has started another in its place.
 func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, listened bool) (ctrl.Result, error) {
 	fromGearman := build.Labels[v1alpha1.LabelGearmanServer] != ""
-	since := r.bridge.alone.set(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort)
+	since := r.bridge.alone.set(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort && r.bridge.responsible(build))
 	if since.IsZero() {
 		return ctrl.Result{}, nil
 	}

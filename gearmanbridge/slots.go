@@ -26,6 +26,7 @@ type slots struct {
 	waking atomic.Bool // somebody is about to look for room
 
 	mu       sync.Mutex
+	closed   bool // no slot is given at all
 	limits   limits
 	reserved map[*pool]bool
 	waiting  []*pool // the longest first
@@ -52,7 +53,7 @@ func (s *slots) free(p *pool) bool {
 	if err != nil {
 		s.failed(err)
 	}
-	if err != nil || !s.limits.room(used, p.scope) {
+	if err != nil || s.closed || !s.limits.room(used, p.scope) {
 		s.await(p)
 		return false
 	}
@@ -86,6 +87,14 @@ func (s *slots) setLimits(l limits) {
 	s.dispatch(nil)
 }
 
+// open has slots given or not.
+func (s *slots) open(open bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = !open
+	s.dispatch(nil)
+}
+
 // wake says that there may be room now. Of many who say so at once one looks.
 func (s *slots) wake() {
 	if s.waking.Swap(true) {
@@ -107,7 +116,7 @@ func (s *slots) await(p *pool) {
 // dispatch gives slots to the pools that wait, in their order, and wakes them, but for the one that is asking. A pool whose own limit is reached
 // keeps its place and holds up no other. s.mu is held.
 func (s *slots) dispatch(asking *pool) {
-	if len(s.waiting) == 0 {
+	if s.closed || len(s.waiting) == 0 {
 		return
 	}
 	used, err := s.count(&s.limits)

@@ -67,7 +67,7 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 		return
 	}
 	stop.server = s.server.Name
-	outcome, build, err := b.toStop(ctx, stop)
+	outcome, build, err := b.toStopSoon(ctx, stop)
 	if outcome == commandUnknown {
 		b.unknownBuild(job, stop)
 	} else {
@@ -88,6 +88,19 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 		// Zuul has its answer, and will not ask again.
 		b.insist(ctx, stop)
 	}
+}
+
+// strangeBuilds is how long a build that another replica has just made may take to come into the cache.
+const strangeBuilds = time.Second
+
+// toStopSoon is toStop, which another replica may have to be waited for.
+func (b *Bridge) toStopSoon(ctx context.Context, reference buildReference) (outcome commandOutcome, build *v1alpha1.ZuulBuild, err error) {
+	look := func(ctx context.Context) (bool, error) {
+		outcome, build, err = b.toStop(ctx, reference)
+		return outcome != commandUnknown || b.Replicas == nil || !b.Replicas.Others(), err
+	}
+	_ = wait.PollUntilContextTimeout(ctx, strangeBuilds/20, strangeBuilds, true, look)
+	return outcome, build, err
 }
 
 // insist tries a stop again until it is written down.

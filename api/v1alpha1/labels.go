@@ -10,6 +10,9 @@ const (
 	// LabelGearmanServer on a ZuulBuild is the name of the Gearman server the request came from. A build without it was made by hand, so that
 	// nobody listens on the Gearman side and nothing is aborted for want of a listener.
 	LabelGearmanServer = "zuulbuild.dev/gearman-server"
+	// LabelReplica on a ZuulBuild is the replica of the operator on whose connection its Gearman job is. Only that replica can report the build, and
+	// as long as it lives no other calls the build abandoned.
+	LabelReplica = "zuulbuild.dev/replica"
 	// AnnotationJob on a Pod is the Gearman name of the job, unshortened.
 	AnnotationJob = "zuulbuild.dev/job"
 	// AnnotationNumber on a Pod is the build number.

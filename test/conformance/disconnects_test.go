@@ -28,6 +28,7 @@ func disconnectCases() []testCase {
 		{name: "C-drop-finished", on: requeuing, own: true, test: dropFinished},
 		{name: "two-servers", on: bothKinds, own: true, servers: 2, test: twoServers},
 		{name: "two-replicas", on: bothKinds, own: true, flags: short, test: twoReplicas},
+		{name: "rolling-upgrade", on: bothKinds, own: true, test: rollingUpgrade},
 		{name: "zuul-gone", on: bothKinds, own: true, needs: orphanSweep, test: zuulGone},
 		{name: "half-open", on: bothKinds, own: true, flags: []string{"--grace-period", halfOpenGrace.String()}, test: halfOpen},
 	}
@@ -294,16 +295,15 @@ func twoReplicas(s *scene) {
 	s.terminate() // it was started alone
 	lead := []string{"--leader-elect", "--leader-namespace", s.namespace}
 	first := s.startOperator(s.T, lead...)
-	_, err := first.AwaitLine("connected to the Gearman server", patience)
+	_, err := first.AwaitLine(leads, patience)
 	s.must(err)
-	second := s.startOperator(s.T, lead...)
-	_, err = second.AwaitLine("leader lease", patience)
-	s.must(err)
+	s.startOperator(s.T, lead...)
 	job := s.job(holds)
+	s.eventually("the functions of both", func() bool { return s.functions()["build:"+job].Workers == 2 })
 	build := s.submit(zuulclient.Request{Job: job})
 	state, pod := s.running(build)
 	for _, function := range []string{"build:" + job, "stop:" + manager} {
-		if workers := s.functions()[function].Workers; workers != 1 {
+		if workers := s.functions()[function].Workers; workers != 2 {
 			s.Errorf("%s has %d workers", function, workers)
 		}
 	}

@@ -1,0 +1,81 @@
+package gearmanbridge
+
+import (
+	"context"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// Every replica is connected to the Gearman servers, offers all functions and reports the builds it took. What only the leader does is to take some,
+// to answer for builds whose replica is gone, and to write into the ZuulJobs what is registered. A function therefore always has a worker, and who loses
+// the lead goes on with what it has.
+
+// Replicas are the other replicas of the operator.
+type Replicas interface {
+	// Alive tells whether a replica lives, by its identity.
+	Alive(identity string) bool
+	// Others tells whether any other replica lives.
+	Others() bool
+}
+
+// Lead has this replica take builds. It may be called before Start, and again after Follow.
+func (b *Bridge) Lead() {
+	b.leads.Store(true)
+	b.led.Store(true)
+	b.slots.open(true)
+	for _, s := range b.sessions {
+		s.management.Wake()
+	}
+	select {
+	case b.elected <- event.GenericEvent{Object: &v1alpha1.ZuulJob{}}:
+	default: // somebody will look already
+	}
+}
+
+// Follow has this replica take no more builds until it leads again. Those it has are reported to their end, and stop: is served as before.
+func (b *Bridge) Follow() {
+	b.leads.Store(false)
+	b.slots.open(false)
+}
+
+// responsible tells whether it is for this replica to see to a build nobody waits for. It is for the one whose connection brought it, for nobody else
+// knows whether its job lives; and for the leader when that one is gone.
+func (b *Bridge) responsible(build *v1alpha1.ZuulBuild) bool {
+	if b.Replicas == nil {
+		return true
+	}
+	took := build.Labels[v1alpha1.LabelReplica]
+	return took == b.Identity || b.leads.Load() && !b.Replicas.Alive(took)
+}
+
+// claim notes that the job of a build is on a connection of this replica now.
+func (b *Bridge) claim(ctx context.Context, build *v1alpha1.ZuulBuild) {
+	if b.Identity == "" || build.Complete() || build.Labels[v1alpha1.LabelReplica] == b.Identity {
+		return
+	}
+	claimed := build.DeepCopy()
+	claimed.Labels[v1alpha1.LabelReplica] = b.Identity
+	if err := b.Client.Patch(ctx, claimed, client.MergeFrom(build)); client.IgnoreNotFound(err) != nil {
+		// No harm while the replica that had it before is gone and this one leads.
+		b.Logger.Warn("It could not be noted which replica has the build now", "uuid", build.Spec.UUID, "build", client.ObjectKeyFromObject(build), "error", err)
+	}
+}
+
+// Ready tells whether everything was registered on every Gearman server once. It stays so when a server goes: the pages of builds need none.
+func (b *Bridge) Ready() bool {
+	for _, s := range b.sessions {
+		if !s.ready.Load() && !s.registered() {
+			return false
+		}
+		s.ready.Store(true)
+	}
+	return true
+}
+
+// registered tells whether every connection of the session is there, with all functions.
+func (s *session) registered() bool {
+	return s.connected.Load() && s.builds.connected()
+}

@@ -1,0 +1,166 @@
+package gearmanbridge
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+)
+
+// mates are other replicas as a test has them.
+type mates struct {
+	mu    sync.Mutex
+	alive map[string]bool
+}
+
+func (m *mates) set(identity string, alive bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.alive[identity] = alive
+}
+
+func (m *mates) Alive(identity string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.alive[identity]
+}
+
+func (m *mates) Others() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.alive) > 0
+}
+
+// startReplica runs a bridge that is replica "self" beside "other", which lives.
+func startReplica(t *testing.T, address string, change func(*Bridge)) (*fixture, *mates) {
+	t.Helper()
+	others := &mates{alive: map[string]bool{"other": true}}
+	return startBridge(t, address, func(bridge *Bridge) {
+		bridge.Identity, bridge.Replicas, bridge.GracePeriod = "self", others, 500*time.Millisecond
+		if change != nil {
+			change(bridge)
+		}
+	}), others
+}
+
+// TestStandby: a replica that does not lead offers everything and takes nothing, until it leads.
+func TestStandby(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string) {
+		f, _ := startReplica(t, address, nil)
+		f.job("unit")
+		gearmantest.Eventually(t, patience, "everything registered", f.bridge.Ready)
+		f.bridge.Follow()
+		zuul := dialZuul(t, address, zuulclient.Zuul2)
+		request := submit(t, zuul, zuulclient.Request{Job: "unit"})
+		job := f.job("later") // registered, though only the leader writes that down
+		admin, err := gearman.DialAdmin(testContext(t), address, nil)
+		must(t, err)
+		defer func() { _ = admin.Close() }()
+		gearmantest.Eventually(t, patience, "the function of a job made later", func() bool {
+			functions, err := admin.Status(testContext(t))
+			must(t, err)
+			for _, function := range functions {
+				if function.Name == "build:later" && function.Workers == 1 {
+					return true
+				}
+			}
+			return false
+		})
+		must(t, f.api.Get(t.Context(), client.ObjectKeyFromObject(job), job))
+		if len(job.Status.Conditions) > 0 || len(f.builds()) > 0 || len(request.State().Packets) > 0 {
+			t.Errorf("conditions %v, %d builds, packets %v", job.Status.Conditions, len(f.builds()), packetTypes(request.State()))
+		}
+		f.bridge.Lead()
+		awaitStart(t, request)
+		f.awaitRegistered("later", "Registered")
+		if replica := f.build(request.State().UUID).Labels[v1alpha1.LabelReplica]; replica != "self" {
+			t.Errorf("the build is labelled as that of replica %q", replica)
+		}
+		f.bridge.Follow()
+		f.ends(f.build(request.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" {
+			t.Errorf("who leads no more reported %q", state.Result)
+		}
+	})
+}
+
+// TestBuildOfAnotherReplica: nobody calls a build abandoned whose replica lives; when that one is gone, the leader does.
+func TestBuildOfAnotherReplica(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string) {
+		f, others := startReplica(t, address, often)
+		f.job("unit")
+		build := &v1alpha1.ZuulBuild{
+			ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: zuulclient.NewUUID(), Labels: map[string]string{
+				v1alpha1.LabelGearmanServer: "zuul", v1alpha1.LabelReplica: "other",
+			}},
+			Spec: v1alpha1.ZuulBuildSpec{Job: "unit", JobRef: &v1alpha1.JobReference{Name: "unit"}, UUID: "strange", Number: 7},
+		}
+		build.Spec.UUID = build.Name
+		must(t, f.api.Create(t.Context(), build))
+		f.awaitSeen(build, "the build", func(*v1alpha1.ZuulBuild) bool { return true })
+		f.bridge.Follow()
+		others.set("other", false)
+		time.Sleep(3 * f.bridge.GracePeriod) // nothing shows that nothing happens
+		f.bridge.Lead()
+		others.set("other", true)
+		time.Sleep(3 * f.bridge.GracePeriod)
+		if f.build(build.Name).Spec.Abort {
+			t.Fatal("the build of another replica was called abandoned by one that does not lead, or while the other lives")
+		}
+		others.set("other", false)
+		f.awaitAbandoned(build.Name)
+	})
+}
+
+// TestClaim: a build whose job comes to another replica is that one's from then on.
+func TestClaim(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f, _ := startReplica(t, proxy.Address, nil)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.awaitListener(build)
+		before := build.DeepCopy()
+		build.Labels[v1alpha1.LabelReplica] = "other"
+		must(t, f.api.Patch(t.Context(), build, client.MergeFrom(before)))
+		f.awaitSeen(build, "the label", func(seen *v1alpha1.ZuulBuild) bool { return seen.Labels[v1alpha1.LabelReplica] == "other" })
+		proxy.Cut()
+		f.awaitBuild(build.Name, "to be claimed", func(build *v1alpha1.ZuulBuild) bool { return build.Labels[v1alpha1.LabelReplica] == "self" })
+	})
+}
+
+// TestStopOfBuildJustMadeElsewhere: the cache learns a moment late of a build that another replica made, and its stop: is for this one.
+func TestStopOfBuildJustMadeElsewhere(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Geard)
+	f, _ := startReplica(t, address, nil)
+	f.job("unit")
+	zuul := dialZuul(t, address, zuulclient.Zuul2)
+	unique := zuulclient.NewUUID()
+	time.AfterFunc(strangeBuilds/4, func() {
+		build := &v1alpha1.ZuulBuild{
+			ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: unique, Labels: map[string]string{
+				v1alpha1.LabelGearmanServer: "zuul", v1alpha1.LabelReplica: "other",
+			}},
+			Spec: v1alpha1.ZuulBuildSpec{Job: "unit", JobRef: &v1alpha1.JobReference{Name: "unit"}, UUID: unique, Number: 7},
+		}
+		if err := f.api.Create(testContext(t), build); err != nil {
+			t.Error(err)
+		}
+	})
+	if answer := askStop(t, zuul, unique); answer != gearman.PacketWorkComplete {
+		t.Errorf("stop: was answered with %v", answer)
+	}
+	f.awaitBuild(unique, "to be stopped", func(build *v1alpha1.ZuulBuild) bool { return build.Spec.Abort })
+	if answer := askStop(t, zuul, zuulclient.NewUUID()); answer != gearman.PacketWorkFail {
+		t.Errorf("stop: of an unknown build was answered with %v", answer)
+	}
+}

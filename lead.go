@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge"
+	"zuulbuild.dev/zuulbuild/replicas"
+)
+
+// leadership decides when this replica leads. The manager under it runs all the time: cache, pages, and the bridge with the builds it took. While it
+// leads, the controllers run as well and the bridge takes builds.
+type leadership struct {
+	manager   ctrl.Manager
+	bridge    *gearmanbridge.Bridge
+	mates     *replicas.Replicas // nil: this replica is alone, and leads always
+	namespace string             // of the lease
+	// setup adds the controllers to the manager of one term.
+	setup  func(ctx context.Context, term ctrl.Manager) error
+	logger *slog.Logger
+}
+
+// Start has this replica stand for election again and again until ctx is done. It returns an error if the controllers cannot run at all.
+func (l *leadership) Start(ctx context.Context) error {
+	for {
+		err := l.serve(ctx)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // ended as asked
+		}
+		if err == nil || err.Error() != leaseLost {
+			return err
+		}
+		l.logger.Warn("This replica leads no more: it reports the builds it has, and stands for election again")
+	}
+}
+
+// leaseLost is the error of a manager that leads no more, which has no value of its own.
+const leaseLost = "leader election lost"
+
+// serve stands for election once, and leads from then on until ctx is done or the lease is lost.
+func (l *leadership) serve(ctx context.Context) error {
+	term, err := l.newTerm()
+	if err != nil {
+		return err
+	}
+	if err := l.setup(ctx, term); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	over := false
+	err = term.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		l.refresh(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		if !over && ctx.Err() == nil {
+			l.logger.Info("This replica leads: it takes builds")
+			l.bridge.Lead()
+			l.say(replicas.Leading)
+		}
+		return nil
+	}))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		l.bridge.Follow()
+		if ctx.Err() == nil {
+			l.say(replicas.Standby)
+		}
+	}()
+	return term.Start(ctx)
+}
+
+// newTerm is a manager for what only the leader runs. It shares the cache, so that a replica that is elected knows all builds already.
+func (l *leadership) newTerm() (ctrl.Manager, error) {
+	return ctrl.NewManager(l.manager.GetConfig(), ctrl.Options{
+		Scheme:   l.manager.GetScheme(),
+		NewCache: func(*rest.Config, cache.Options) (cache.Cache, error) { return sharedCache{l.manager.GetCache()}, nil },
+		NewClient: func(*rest.Config, client.Options) (client.Client, error) {
+			return l.manager.GetClient(), nil
+		},
+		Metrics:                       noMetrics,
+		HealthProbeBindAddress:        "0",
+		Controller:                    config.Controller{SkipNameValidation: ptr.To(true)}, // the controllers of the next term have the same names
+		LeaderElection:                l.mates != nil,
+		LeaderElectionID:              "zuulbuild." + v1alpha1.GroupVersion.Group,
+		LeaderElectionNamespace:       l.namespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+}
+
+// refresh looks once more who lives, because a leader calls the builds of those who do not abandoned.
+func (l *leadership) refresh(ctx context.Context) {
+	if l.mates == nil {
+		return
+	}
+	if err := l.mates.Refresh(ctx); err != nil {
+		l.logger.Warn("It is not known which replicas live; asking again", "error", err)
+	}
+}
+
+func (l *leadership) say(state replicas.State) {
+	if l.mates != nil {
+		l.mates.SetState(state)
+	}
+}
+
+// awaitSuccessor returns true when another replica lives that can lead, or false when ctx is done.
+func (l *leadership) awaitSuccessor(ctx context.Context) bool {
+	ticker := time.NewTicker(replicas.Interval / 4)
+	defer ticker.Stop()
+	for l.mates == nil || !l.mates.Successor() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ticker.C:
+		}
+	}
+	return true
+}
+
+// sharedCache is the cache of another manager, which starts it.
+type sharedCache struct{ cache.Cache }
+
+// Start waits until ctx is done.
+func (sharedCache) Start(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// ownNamespace is the namespace this Pod is in.
+func ownNamespace() (string, error) {
+	content, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+	if err != nil {
+		return "", fmt.Errorf("no namespace for the leases of the replicas, since this does not run in a cluster; give --leader-namespace, or --leader-elect=false to run alone")
+	}
+	return strings.TrimSpace(string(content)), nil
+}
+
+var notInLabels = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// newIdentity names this process among the replicas: a DNS label that begins with the host, for people.
+func newIdentity(hostname string) string {
+	const longest, random = 50, 6
+	host := strings.Trim(notInLabels.ReplaceAllString(strings.ToLower(hostname), "-"), "-")
+	host = strings.Trim(host[:min(len(host), longest-random-1)], "-")
+	return strings.TrimPrefix(host+"-"+strings.ToLower(rand.Text()[:random]), "-")
+}

@@ -1,0 +1,145 @@
+//go:build linux
+
+package conformance
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+	"zuulbuild.dev/zuulbuild/hack/programs"
+)
+
+// upgradeVariable is how many builds run through the whole of rolling-upgrade. Where it is set more arrive, and the server is looked at more often.
+const upgradeVariable = "ZUULBUILD_UPGRADE"
+
+// leads is what a replica logs when it is elected.
+const leads = "This replica leads"
+
+// awaitLeader waits until one of the replicas leads.
+func (s *scene) awaitLeader(replicas []*programs.Program) (leader *programs.Program) {
+	s.Helper()
+	s.eventually("a replica that leads", func() bool {
+		for _, replica := range replicas {
+			said, err := os.ReadFile(replica.LogFile)
+			s.must(err)
+			if bytes.Contains(said, []byte(leads)) {
+				leader = replica
+			}
+		}
+		return leader != nil
+	})
+	return leader
+}
+
+// rollingUpgrade: replicas are replaced, the leader each time, while builds run and more arrive. Nothing is lost or run twice, and at no moment does
+// the server show one of our functions without a worker: Zuul would call the job NOT_REGISTERED, which is final.
+func rollingUpgrade(s *scene) {
+	const times = 3
+	lasting, arriving, look := scale(s.T, upgradeVariable, 10), 300*time.Millisecond, 50*time.Millisecond
+	if os.Getenv(upgradeVariable) != "" {
+		arriving, look = 100*time.Millisecond, 20*time.Millisecond
+	}
+	s.terminate() // it was started alone
+	start := func() *programs.Program {
+		return s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace, "--max-builds", strconv.Itoa(lasting+100))
+	}
+	replicas := []*programs.Program{start()}
+	leader := s.awaitLeader(replicas)
+	history := newPodHistory(s.T, s.kubelet.pods, s.namespace)
+	job := s.job(holds)
+	functions := []string{"build:" + job, "stop:" + manager, "set_description:" + manager}
+	registered := func(workers int) func() bool {
+		return func() bool {
+			now := s.functions()
+			return !slices.ContainsFunc(functions, func(f string) bool { return now[f].Workers != workers })
+		}
+	}
+	replicas = append(replicas, start())
+	s.eventually("the functions of both replicas", registered(2))
+
+	var builds []*zuulclient.Build
+	for range lasting {
+		builds = append(builds, s.submit(zuulclient.Request{Job: job}))
+	}
+	for _, build := range builds {
+		s.running(build)
+	}
+	var beside sync.WaitGroup
+	var over atomic.Bool
+	defer beside.Wait()
+	defer over.Store(true)
+	beside.Go(func() {
+		for looks := 0; !over.Load(); looks++ {
+			now, err := s.functionsOf(s.servers[0])
+			for _, function := range functions {
+				if err == nil && now[function].Workers == 0 {
+					s.Errorf("look %d shows %s without a worker", looks, function)
+				}
+			}
+			time.Sleep(look)
+		}
+	})
+	var arrived []*zuulclient.Build
+	beside.Go(func() {
+		for !over.Load() {
+			unique := zuulclient.NewUUID()
+			s.kubelet.playsPod(s.namespace, unique, runsFor(rand.N(3*time.Second), 0))
+			build, err := s.zuul.Submit(s.Context(), zuulclient.Request{Job: job, UUID: unique, Unchecked: true})
+			if err != nil {
+				s.Error(err)
+				return
+			}
+			arrived = append(arrived, build)
+			time.Sleep(arriving)
+		}
+	})
+	var handovers []time.Duration
+	for replaced := range times {
+		replicas = append(replicas, start())
+		s.eventually("the functions of the new replica", registered(3))
+		old, begun := leader, time.Now()
+		s.must(old.Signal(syscall.SIGTERM))
+		replicas = slices.DeleteFunc(replicas, func(p *programs.Program) bool { return p == old })
+		leader = s.awaitLeader(replicas)
+		handovers = append(handovers, time.Since(begun))
+		if replaced == 0 { // the first leader leads no more, and still has builds to report
+			for _, build := range builds[:lasting/2] {
+				s.exit(build.State().UUID, 0)
+				s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+			}
+			if took := s.cancel(builds[lasting/2]); took > 2*atOnce {
+				s.Errorf("stop: was answered after %v", took)
+			}
+			s.expect(s.end(builds[lasting/2]), zuulclient.Canceled, "ABORTED")
+			for _, build := range builds[lasting/2+1:] {
+				s.exit(build.State().UUID, 1)
+				s.expect(s.end(build), zuulclient.Decided, "FAILURE")
+			}
+		}
+		select {
+		case <-old.Ended():
+		case <-time.After(patience):
+			s.Fatal("the old replica does not end when its builds have")
+		}
+	}
+	over.Store(true)
+	beside.Wait()
+	for _, build := range arrived {
+		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+	}
+	made := history.counts()
+	for _, build := range append(builds, arrived...) {
+		if unique := build.State().UUID; made[unique] != 1 {
+			s.Errorf("%s had %d Pods", unique, made[unique])
+		}
+	}
+	s.Logf("%d builds arrived; another replica led after %v", len(arrived), handovers)
+}
