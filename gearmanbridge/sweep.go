@@ -6,9 +6,9 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -20,6 +20,9 @@ const DefaultSweepInterval = 30 * time.Second
 
 // sweepTimeout bounds the questions of a sweep. A server that does not answer within it tells nothing, and is asked again at the next.
 const sweepTimeout = 10 * time.Second
+
+// sweepQuestions is how many questions of a sweep are on their way at once. Thousands at once would keep a stop: waiting, in the server and here.
+const sweepQuestions = 16
 
 // codeJobNotFound is gearmand's ERROR at a WORK_* for a handle that is dead, without saying which.
 const codeJobNotFound = "JOB_NOT_FOUND"
@@ -123,11 +126,15 @@ func (b *Bridge) sweep(ctx context.Context, jobs []*assignment, ignored map[stri
 	questions, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	reasons := make([]orphanCause, len(jobs))
-	var asking sync.WaitGroup
+	var asking errgroup.Group
+	asking.SetLimit(sweepQuestions)
 	for i, a := range jobs {
-		asking.Go(func() { reasons[i] = whyNobodyWaits(questions, a.job, ignored) })
+		asking.Go(func() error {
+			reasons[i] = whyNobodyWaits(questions, a.job, ignored)
+			return nil
+		})
 	}
-	asking.Wait()
+	_ = asking.Wait()
 	for i, a := range jobs {
 		if reasons[i] != "" {
 			b.endOrphan(ctx, a, reasons[i])
