@@ -468,17 +468,17 @@ func TestDrain(t *testing.T) {
 		running, stopped := submit(t, zuul, zuulclient.Request{Job: "unit"}), submit(t, zuul, zuulclient.Request{Job: "unit"})
 		awaitStart(t, running)
 		awaitStart(t, stopped)
-		gearmantest.Eventually(t, patience, "no grab on its way, which could bring one build more", func() bool {
-			f.bridge.slots.mu.Lock()
-			defer f.bridge.slots.mu.Unlock()
-			return len(f.bridge.slots.reserved) == 0
-		})
 
 		impatient, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := f.bridge.Drain(impatient); err == nil {
 			t.Error("drained with two builds running")
 		}
+		gearmantest.Eventually(t, patience, "no grab on its way, which could bring one build more", func() bool {
+			f.bridge.slots.mu.Lock()
+			defer f.bridge.slots.mu.Unlock()
+			return len(f.bridge.slots.reserved) == 0
+		})
 		drained := make(chan error, 1)
 		go func() { drained <- f.bridge.Drain(testContext(t)) }()
 		late := submit(t, zuul, zuulclient.Request{Job: "unit"})

@@ -160,6 +160,12 @@ func (w *Worker) Drain() {
 	w.signal()
 }
 
+func (w *Worker) drains() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.isDraining
+}
+
 // Drained is closed once, after Drain, no job runs on the connection and none
 // can arrive.
 func (w *Worker) Drained() <-chan struct{} {
@@ -224,10 +230,7 @@ func (w *Worker) pause(ctx context.Context, delay time.Duration) {
 // closeIfDrained closes Drained if the worker is draining and s, the session
 // of its connection if it has one, is quiet.
 func (w *Worker) closeIfDrained(s *session) {
-	w.mu.Lock()
-	draining := w.isDraining
-	w.mu.Unlock()
-	if draining && (s == nil || s.quiet()) {
+	if w.drains() && (s == nil || s.quiet()) {
 		w.closeDrain.Do(func() { close(w.drained) })
 	}
 }

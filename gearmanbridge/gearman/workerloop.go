@@ -165,6 +165,9 @@ func (l *loop) handle(event func() []Packet) error {
 	if l.over {
 		return net.ErrClosed
 	}
+	if !l.session.draining && l.worker.drains() { // whoever asked for it wants no event in between to grab
+		l.session.drain()
+	}
 	if err := l.link.conn.write(event()...); err != nil {
 		return err
 	}
@@ -203,14 +206,11 @@ func (l *loop) lastHeard() time.Time {
 func (l *loop) news() []Packet {
 	w := l.worker
 	w.mu.Lock()
-	functions, generation, draining, waking := w.functions, w.generation, w.isDraining, w.needsWaking
+	functions, generation, waking := w.functions, w.generation, w.needsWaking
 	w.needsWaking = false
 	w.mu.Unlock()
 
 	var out []Packet
-	if draining {
-		l.session.drain()
-	}
 	if generation != l.generation {
 		l.generation = generation
 		out = l.session.setFunctions(functions)
