@@ -33,6 +33,7 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/buildnumber"
 	"zuulbuild.dev/zuulbuild/buildpages"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/controllers"
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
 	"zuulbuild.dev/zuulbuild/replicas"
@@ -89,7 +90,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
 	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of Gearman servers, for TLS; see above")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
-	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be unfinished before no more are taken")
+	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be at work at once; what is above waits")
 	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long builds run on while the Gearman server that lost their jobs with a connection cannot be asked for them")
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Hour, "how long running builds may take to end after SIGTERM; a second signal ends at once")
 	flags.StringVar(&o.pagesAddress, "pages-address", ":8080", "where the build pages are served")
@@ -153,6 +154,10 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 		return nil, nil, err
 	}
 	numbers := &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()}
+	builds, err := capacity.Watch(ctx, mgr.GetCache())
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, nil, err
 	}
@@ -161,13 +166,13 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 		return nil, nil, err
 	}
 	bridge := &gearmanbridge.Bridge{
-		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, Servers: servers, Manager: o.manager,
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, Builds: builds, Servers: servers, Manager: o.manager,
 		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger, Metrics: metrics.Registry,
 		Worker: gearmanbridge.WorkerInfo{Hostname: hostname, FQDN: hostname, Version: version},
 	}
 	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
-			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, BuildURL: buildURL,
+			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: o.maxBuilds, BuildURL: buildURL,
 			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{},
 		}
 		return reconciler.SetupWithManager(term)

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -27,6 +28,7 @@ import (
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/buildnumber"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
 
@@ -44,6 +46,7 @@ type harness struct {
 	api       client.Client // the test's own, past every cache
 	namespace string
 	delays    []time.Duration // before a retry; nil for the real ones
+	maxBuilds int             // 0 for more than any test has
 }
 
 func newHarness(t *testing.T) *harness {
@@ -85,7 +88,12 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
 		h.Fatal(err)
 	}
+	builds, err := capacity.Watch(ctx, mgr.GetCache())
+	if err != nil {
+		h.Fatal(err)
+	}
 	reconciler := &ZuulBuildReconciler{
+		Builds: builds, MaxBuilds: cmp.Or(h.maxBuilds, 1000),
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: clock.RealClock{},
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },

@@ -33,6 +33,7 @@ const (
 	ReasonRetryLimit = "RetryLimit"
 
 	// Why a build that has not ended is where it is. QuotaExceeded for too long is a verdict of the infrastructure, too.
+	ReasonCapacityReached   = "CapacityReached"
 	ReasonRetryDelayed      = "RetryDelayed"
 	ReasonQuotaExceeded     = "QuotaExceeded"
 	ReasonScheduling        = "Scheduling"

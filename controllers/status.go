@@ -49,6 +49,12 @@ func (s *scope) explain(reason, message string) {
 	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, message
 }
 
+// wait says what a build that may not have its Pod yet waits for.
+func (s *scope) wait(reason, message string) {
+	s.waits = true
+	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, reason, message
+}
+
 // awaitQuota has a Pod that the namespace's quota has no room for tried again, as long as one may wait for a node. The condition holds since when.
 func (s *scope) awaitQuota(refusal error) {
 	refused := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
@@ -68,7 +74,7 @@ func (s *scope) awaitQuota(refusal error) {
 
 // explained: what kept the Pod from being made is over.
 func (s *scope) explained() {
-	if s.build.Status.Phase == v1alpha1.PhaseStarting {
+	if s.build.Status.Phase == v1alpha1.PhaseStarting || s.build.Status.Reason == ReasonCapacityReached {
 		s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, "", ""
 		meta.RemoveStatusCondition(&s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
 	}

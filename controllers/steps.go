@@ -88,6 +88,7 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 
 // notCreated is what becomes of a build where the API server does not take its Pod, or what the Pod needs.
 func (s *scope) notCreated(what string, err error) (bool, error) {
+	s.refused = apierrors.IsForbidden(err)
 	switch {
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):
 		s.awaitQuota(err)

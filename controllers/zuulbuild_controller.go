@@ -31,12 +31,16 @@ type ZuulBuildReconciler struct {
 	// Live reads past the cache, for what a stale answer would make wrong.
 	Live     client.Reader
 	Numbers  Numbers
+	Builds   Builds
 	Recorder events.EventRecorder
+	// MaxBuilds is how many builds may have a Pod at once. Node classes and jobs may have limits of their own.
+	MaxBuilds int
 	// BuildURL is the address of the page of a build.
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Clock    clock.PassiveClock
 
 	pods        podMemory
+	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 }
 
@@ -56,12 +60,13 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 
 // SetupWithManager registers the reconciler. The cache must have the indexes of SetupIndexes.
 func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	return ctrl.NewControllerManagedBy(mgr).
+	controller := ctrl.NewControllerManagedBy(mgr).
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
 		Owns(&corev1.Pod{}).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
-		Complete(r)
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8})
+	r.setupAdmission(controller)
+	return controller.Complete(r)
 }
 
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds,verbs=get;list;watch;create;patch;delete
@@ -78,6 +83,8 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 // Reconcile brings one build a step further: the steps are asked in order, and the first that has something to do or to wait for ends the round. The
 // status is written once, at the end, and events are sent only if that write succeeded.
 func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	s := &scope{now: r.Clock.Now()}
+	defer func() { r.endRound(request.NamespacedName, s) }()
 	build := &v1alpha1.ZuulBuild{}
 	if err := r.Get(ctx, request.NamespacedName, build); apierrors.IsNotFound(err) {
 		return ctrl.Result{}, r.deleteLeftBehind(ctx, request.NamespacedName)
@@ -87,8 +94,8 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 	if build.DeletionTimestamp != nil {
 		return ctrl.Result{}, nil
 	}
-	s := &scope{build: build.DeepCopy(), now: r.Clock.Now()}
-	for _, step := range []step{r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.ensurePod, r.observe} {
+	s.build = build.DeepCopy()
+	for _, step := range []step{r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.admit, r.ensurePod, r.observe} {
 		done, err := step(ctx, s)
 		if err != nil {
 			return ctrl.Result{}, err
@@ -108,6 +115,9 @@ type scope struct {
 	losses []v1alpha1.ZuulBuild // the attempts lost before this one, the newest first; not to be changed
 	now    time.Time
 	after  time.Duration // look again after
+
+	waits   bool // for a slot
+	refused bool // the API server did not take the Pod
 }
 
 // step does its part and tells whether the round ends with it.

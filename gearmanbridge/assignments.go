@@ -79,14 +79,17 @@ func (a *assignment) completedAt() time.Time {
 type assignments struct {
 	mu    sync.Mutex
 	byKey map[types.NamespacedName][]*assignment
+	// fresh are those whose build the cache has not been found to show. Whatever becomes of that build later, the cache shows it.
+	fresh map[types.NamespacedName]bool
 }
 
 func (t *assignments) add(a *assignment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byKey == nil {
-		t.byKey = map[types.NamespacedName][]*assignment{}
+		t.byKey, t.fresh = map[types.NamespacedName][]*assignment{}, map[types.NamespacedName]bool{}
 	}
+	t.fresh[a.key] = true
 	t.byKey[a.key] = append(t.byKey[a.key], a)
 }
 
@@ -96,6 +99,7 @@ func (t *assignments) remove(a *assignment) {
 	left := slices.DeleteFunc(t.byKey[a.key], func(other *assignment) bool { return other == a })
 	if len(left) == 0 {
 		delete(t.byKey, a.key)
+		delete(t.fresh, a.key)
 	} else {
 		t.byKey[a.key] = left
 	}
@@ -129,6 +133,19 @@ func (t *assignments) each(do func(of target)) {
 	defer t.mu.Unlock()
 	for _, some := range t.byKey {
 		do(some[0].target)
+	}
+}
+
+// unseen calls do for each build that somebody waits for and that is not shown yet. There are few of them, however many builds there are.
+func (t *assignments) unseen(shown func(types.NamespacedName) bool, do func(of target)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key := range t.fresh {
+		if shown(key) {
+			delete(t.fresh, key)
+		} else {
+			do(t.byKey[key][0].target)
+		}
 	}
 }
 

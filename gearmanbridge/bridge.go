@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
@@ -38,6 +39,14 @@ type Numbers interface {
 	Next(ctx context.Context, job types.NamespacedName, name string) (int64, error)
 }
 
+// Builds counts the builds there are; see capacity.Builds.
+type Builds interface {
+	Claimed(*capacity.Limits) *capacity.Usage
+	Knows(types.NamespacedName) bool
+	OnFreed(func())
+	WaitForSync(context.Context) bool
+}
+
 // Bridge is connected to Gearman servers while it is started, and takes builds from them while this replica leads (Lead, Follow).
 type Bridge struct {
 	// Client reads from a cache.
@@ -45,6 +54,7 @@ type Bridge struct {
 	// Live reads past the cache.
 	Live    client.Reader
 	Numbers Numbers
+	Builds  Builds
 	Servers []Server
 	// Manager is the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica.
 	Manager string
@@ -101,7 +111,7 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.refusals.Interval = time.Minute
 	b.slots.count = b.usage
 	b.slots.open(b.leads.Load())
-	b.slots.failed = func(err error) { b.Logger.Error("No build is grabbed", "error", err) }
+	b.Builds.OnFreed(b.slots.wake)
 	if err := b.setupMetrics(); err != nil {
 		return err
 	}
@@ -130,7 +140,7 @@ func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 func (b *Bridge) newSession(server Server) *session {
 	s := &session{server: server, suspicion: make(chan struct{}, 1), reconnected: make(chan struct{}, 1)}
 	logger := b.Logger.With("gearmanServer", server.Name)
-	s.builds.create = func(scope scope) *pool {
+	s.builds.create = func(scope capacity.Scope) *pool {
 		p := &pool{scope: scope, retired: make(chan struct{})}
 		p.worker = &gearman.Worker{
 			Address: server.Address, TLS: server.TLS, ClientID: poolID(b.Manager, scope), Logger: logger.With("pool", scope.String()),
@@ -158,18 +168,18 @@ func (b *Bridge) newSession(server Server) *session {
 }
 
 // poolID is what a pool is called in gearmand's list of workers.
-func poolID(manager string, s scope) string {
+func poolID(manager string, s capacity.Scope) string {
 	id := manager + "_builds"
-	if s != (scope{}) {
+	if s != (capacity.Scope{}) {
 		id += ":" + s.String()
 	}
 	return id[:min(len(id), gearman.MaxClientID)]
 }
 
 // setFunctions offers the functions to every server, under the limits.
-func (b *Bridge) setFunctions(functions map[string]target, l limits) error {
+func (b *Bridge) setFunctions(functions map[string]target, l capacity.Limits) error {
 	b.slots.setLimits(l)
-	planned := l.plan(functions)
+	planned := planPools(functions, &l)
 	for _, s := range b.sessions {
 		if err := s.builds.set(planned); err != nil {
 			return err
@@ -183,6 +193,9 @@ func (b *Bridge) NeedLeaderElection() bool { return false }
 
 // Start is connected, and takes builds while it leads, until ctx is done.
 func (b *Bridge) Start(ctx context.Context) error {
+	if !b.Builds.WaitForSync(ctx) {
+		return nil
+	}
 	var running sync.WaitGroup
 	defer running.Wait()
 	asked := ctx

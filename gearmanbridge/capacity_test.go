@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -270,7 +270,7 @@ func TestPoolsTakeTurns(t *testing.T) {
 		most := f.watchUnfinished()
 		inTheWay := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "in-the-way"}, Spec: v1alpha1.ZuulBuildSpec{Job: "other"}}
 		must(t, f.api.Create(t.Context(), inTheWay))
-		f.awaitSeen(inTheWay, "the first build", func(*v1alpha1.ZuulBuild) bool { return true })
+		f.occupies(inTheWay)
 		f.class("arm", 5)
 		f.job("unit")
 		awaitWorkers(t, address, "build:unit", 1)
@@ -332,10 +332,10 @@ func (f *fixture) limit(job *v1alpha1.ZuulJob, maxBuilds int32) {
 	before := job.DeepCopy()
 	job.Spec.MaxBuilds = maxBuilds
 	must(f.t, f.api.Patch(f.t.Context(), job, client.MergeFrom(before)))
-	f.awaitLimit(func(l *limits) bool { return l.jobs[client.ObjectKeyFromObject(job)] == int(maxBuilds) })
+	f.awaitLimit(func(l *capacity.Limits) bool { return l.Jobs[client.ObjectKeyFromObject(job)] == int(maxBuilds) })
 }
 
-func (f *fixture) awaitLimit(condition func(*limits) bool) {
+func (f *fixture) awaitLimit(condition func(*capacity.Limits) bool) {
 	f.t.Helper()
 	gearmantest.Eventually(f.t, patience, "the changed limit", func() bool {
 		f.bridge.slots.mu.Lock()
@@ -387,13 +387,15 @@ func TestCapacityAfterDelete(t *testing.T) {
 		byHand := &v1alpha1.ZuulBuild{}
 		byHand.Namespace, byHand.Name, byHand.Spec.Job = f.namespace, "by-hand", "unit"
 		must(t, f.api.Create(t.Context(), byHand))
-		f.awaitSeen(byHand, "the build in the cache", func(*v1alpha1.ZuulBuild) bool { return true })
+		waits := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "waits"}, Spec: v1alpha1.ZuulBuildSpec{Job: "unit"}}
+		must(t, f.api.Create(t.Context(), waits)) // without a Pod it takes none
+		f.occupies(byHand)
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
 		request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 		// What a worker does about a request it may not grab, nobody sees. stop: is answered after it had the chance.
 		awaitAnswer(t, zuul)
-		if builds := f.builds(); len(builds) != 1 {
-			t.Errorf("%d builds in one slot", len(builds))
+		if builds := f.builds(); len(builds) != 2 {
+			t.Errorf("%d builds in one slot", len(builds)-1)
 		}
 		must(t, f.api.Delete(t.Context(), byHand))
 		f.ends(f.build(request.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
@@ -401,60 +403,69 @@ func TestCapacityAfterDelete(t *testing.T) {
 	})
 }
 
-// lateCache shows no build while it is late.
-type lateCache struct {
-	client.Client
+// occupies gives a build that was made by hand a Pod, and waits until it takes a slot.
+func (f *fixture) occupies(build *v1alpha1.ZuulBuild) {
+	f.t.Helper()
+	before := build.DeepCopy()
+	build.Status.Phase, build.Status.PodName = v1alpha1.PhaseRunning, build.Name
+	must(f.t, f.api.Status().Patch(f.t.Context(), build, client.MergeFrom(before)))
+	gearmantest.Eventually(f.t, patience, "a slot taken", func() bool { return f.used() == 1 })
+}
+
+// used is how many builds have a slot.
+func (f *fixture) used() int {
+	f.bridge.slots.mu.Lock()
+	defer f.bridge.slots.mu.Unlock()
+	return f.bridge.slots.count(&f.bridge.slots.limits).Of(capacity.Scope{}).All
+}
+
+// lateBuilds knows of no build while it is late.
+type lateBuilds struct {
+	Builds
 	late  atomic.Bool
 	asked atomic.Int32 // for a build while late
 }
 
-func (c *lateCache) Get(ctx context.Context, key client.ObjectKey, object client.Object, options ...client.GetOption) error {
-	if _, is := object.(*v1alpha1.ZuulBuild); is && c.late.Load() {
-		c.asked.Add(1)
-		return apierrors.NewNotFound(schema.GroupResource{}, key.Name)
+func (b *lateBuilds) Knows(key types.NamespacedName) bool {
+	if b.late.Load() {
+		b.asked.Add(1)
+		return false
 	}
-	return c.Client.Get(ctx, key, object, options...)
+	return b.Builds.Knows(key)
 }
 
-func (c *lateCache) List(ctx context.Context, list client.ObjectList, options ...client.ListOption) error {
-	if _, is := list.(*v1alpha1.ZuulBuildList); is && c.late.Load() {
-		return nil
+func (b *lateBuilds) Claimed(l *capacity.Limits) *capacity.Usage {
+	if b.late.Load() {
+		return &capacity.Usage{}
 	}
-	return c.Client.List(ctx, list, options...)
+	return b.Builds.Claimed(l)
 }
 
 // TestLostBeforeSeen: a build whose connection is lost before the cache shows it has its slot all the while.
 func TestLostBeforeSeen(t *testing.T) {
 	address, _ := gearmantest.StartServer(t, gearman.Geard)
 	proxy := gearmantest.NewProxy(t, address)
-	objects := &lateCache{}
+	objects := &lateBuilds{}
 	f := startBridge(t, proxy.Address, func(bridge *Bridge) {
-		objects.Client = bridge.Client
-		bridge.Client = objects
+		objects.Builds = bridge.Builds
+		bridge.Builds = objects
 	})
 	f.job("unit")
 	f.awaitRegistered("unit", reasonRegistered)
 	objects.late.Store(true)
 	request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
 	awaitStart(t, request)
-	used := func() int {
-		f.bridge.slots.mu.Lock()
-		defer f.bridge.slots.mu.Unlock()
-		used, err := f.bridge.slots.count(&f.bridge.slots.limits)
-		must(t, err)
-		return used.all
-	}
 	proxy.Refuse(true)
 	proxy.Cut()
 	awaitEnd(t, request)
 	before := objects.asked.Load()
 	gearmantest.Eventually(t, patience, "a look for the build", func() bool { return objects.asked.Load() > before+1 })
-	if n := used(); n != 1 {
+	if n := f.used(); n != 1 {
 		t.Errorf("%d builds are counted before the cache has it", n)
 	}
 	objects.late.Store(false)
 	f.awaitAlone()
-	if n := used(); n != 1 {
+	if n := f.used(); n != 1 {
 		t.Errorf("%d builds are counted after", n)
 	}
 }

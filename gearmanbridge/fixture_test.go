@@ -23,6 +23,7 @@ import (
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/buildnumber"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -75,7 +76,10 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	must(t, buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()))
+	builds, err := capacity.Watch(ctx, mgr.GetCache())
+	must(t, err)
 	f.bridge = &Bridge{
+		Builds: builds,
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Manager: testManager, MaxBuilds: 10, GracePeriod: time.Minute,
 		Numbers:  &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Servers:  []Server{{Name: "zuul", Address: address}},

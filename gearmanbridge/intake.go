@@ -71,8 +71,8 @@ func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
 		return
 	}
 	const interval, patience = 10 * time.Millisecond, 5 * time.Second // what was deleted at once is never seen
-	_ = wait.PollUntilContextTimeout(ctx, interval, patience, true, func(ctx context.Context) (bool, error) {
-		return b.Client.Get(ctx, a.key, &v1alpha1.ZuulBuild{}) == nil, nil
+	_ = wait.PollUntilContextTimeout(ctx, interval, patience, true, func(context.Context) (bool, error) {
+		return b.Builds.Knows(a.key), nil
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -163,7 +164,7 @@ func TestRefusals(t *testing.T) {
 			request := submit(t, zuul, zuulclient.Request{Job: "ghost"})
 			gearmantest.Eventually(t, patience, "the refusal", func() bool {
 				// Again and again, because the registrar takes it back whenever the status of a job was written.
-				must(t, f.bridge.sessions[0].builds.set(map[string]scope{"build:unit": {}, "build:other": {}, "build:ghost": {}}))
+				must(t, f.bridge.sessions[0].builds.set(map[string]capacity.Scope{"build:unit": {}, "build:other": {}, "build:ghost": {}}))
 				return request.State().Ended()
 			})
 			refused(t, request, "never registered")

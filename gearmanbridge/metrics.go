@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
@@ -204,9 +205,9 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 		gauge(inFlightDesc, count, class)
 		used += count
 	}
-	gauge(slotsLimitDesc, now.limits.all)
+	gauge(slotsLimitDesc, now.limits.All)
 	gauge(slotsUsedDesc, used)
-	for class, limit := range now.limits.classes {
+	for class, limit := range now.limits.Classes {
 		gauge(classSlotsLimitDesc, limit, class)
 		gauge(classSlotsUsedDesc, now.inFlight[class], class)
 	}
@@ -216,7 +217,7 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 type snapshot struct {
 	servers  []serverSnapshot
 	inFlight map[string]int // by node class, "" for none
-	limits   limits
+	limits   capacity.Limits
 }
 
 type serverSnapshot struct {

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -25,7 +26,7 @@ func everyMetric(t *testing.T) *prometheus.Registry {
 		return snapshot{
 			servers:  []serverSnapshot{{"zuul", connections{1, 2}, connections{0, 1}, 3}},
 			inFlight: map[string]int{"": 1, "arm": 4},
-			limits:   limits{all: 10, classes: map[string]int{"arm": 5, "idle": 2}},
+			limits:   capacity.Limits{All: 10, Classes: map[string]int{"arm": 5, "idle": 2}},
 		}, nil
 	}
 	m := newMetrics([]string{"zuul"}, func() bool { return true }, read, func(err error) { t.Error(err) })

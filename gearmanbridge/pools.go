@@ -6,13 +6,14 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
 // pool is one building connection to one Gearman server. It offers functions that count for the same limits, so a limit that is reached holds up
 // nothing that is not under it. What the limits are is looked up before each grab.
 type pool struct {
-	scope   scope
+	scope   capacity.Scope
 	worker  *gearman.Worker
 	retired chan struct{} // closed when another takes its place
 
@@ -25,18 +26,18 @@ type pool struct {
 // section 0, finding 6), and a connection that kept it would grab past the new limit or be held up by it. So that connection retires: it drains, which
 // leaves its jobs and its functions as they are, and closes after the last of them. What else it offered goes to a new one.
 type pools struct {
-	create func(scope) *pool
+	create func(capacity.Scope) *pool
 
 	mu       sync.Mutex
-	run      func(*pool)      // runs a pool in the background; nil while none shall run
-	planned  map[string]scope // of each function
-	active   map[scope]*pool
+	run      func(*pool)               // runs a pool in the background; nil while none shall run
+	planned  map[string]capacity.Scope // of each function
+	active   map[capacity.Scope]*pool
 	running  map[*pool]bool // the active and the retired ones that run
 	draining bool
 }
 
 // set has the functions offered, each in the pool of its scope.
-func (p *pools) set(planned map[string]scope) error {
+func (p *pools) set(planned map[string]capacity.Scope) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.draining { // nothing is grabbed, so nothing need be parted
@@ -61,10 +62,10 @@ func (p *pools) set(planned map[string]scope) error {
 }
 
 // add makes the pool of a scope. p.mu is held.
-func (p *pools) add(s scope) {
+func (p *pools) add(s capacity.Scope) {
 	added := p.create(s)
 	if p.active == nil {
-		p.active, p.running = map[scope]*pool{}, map[*pool]bool{}
+		p.active, p.running = map[capacity.Scope]*pool{}, map[*pool]bool{}
 	}
 	p.active[s] = added
 	if p.draining {
@@ -77,8 +78,8 @@ func (p *pools) add(s scope) {
 }
 
 // byScope are the functions of each pool, in any order.
-func byScope(planned map[string]scope) map[scope][]string {
-	functions := map[scope][]string{}
+func byScope(planned map[string]capacity.Scope) map[capacity.Scope][]string {
+	functions := map[capacity.Scope][]string{}
 	for function, s := range planned {
 		functions[s] = append(functions[s], function)
 	}
@@ -86,8 +87,8 @@ func byScope(planned map[string]scope) map[scope][]string {
 }
 
 // outdated are the scopes whose pool retires: those that lose a function to another scope, or all they had.
-func outdated(before, after map[string]scope) map[scope]bool {
-	outdated, kept := map[scope]bool{}, byScope(after)
+func outdated(before, after map[string]capacity.Scope) map[capacity.Scope]bool {
+	outdated, kept := map[capacity.Scope]bool{}, byScope(after)
 	for function, s := range before {
 		if now, stays := after[function]; stays && now != s || kept[s] == nil {
 			outdated[s] = true
@@ -164,4 +165,13 @@ func (p *pools) drain() []*gearman.Worker {
 		workers = append(workers, running.worker)
 	}
 	return workers
+}
+
+// planPools decides which function goes to which pool.
+func planPools(functions map[string]target, l *capacity.Limits) map[string]capacity.Scope {
+	planned := make(map[string]capacity.Scope, len(functions))
+	for name, t := range functions {
+		planned[name] = l.Scope(t.key, t.class)
+	}
+	return planned
 }

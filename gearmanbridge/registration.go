@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 )
 
 // registrar keeps the functions on the Gearman servers what the jobs and classes say, and tells each job.
@@ -56,7 +57,7 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 	}
 	functions, registrations := plan(jobs.Items, names)
 	r.bridge.functions.merge(functions)
-	if err := r.bridge.setFunctions(functions, readLimits(r.bridge.MaxBuilds, jobs.Items, classes.Items)); err != nil {
+	if err := r.bridge.setFunctions(functions, capacity.NewLimits(r.bridge.MaxBuilds, jobs.Items, classes.Items)); err != nil {
 		return ctrl.Result{}, err
 	}
 	if !r.bridge.leads.Load() {

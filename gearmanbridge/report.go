@@ -80,9 +80,6 @@ func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 			ctrl.LoggerFrom(ctx).Info("The job was lost before the build could be reported", "uuid", a.unique, "reason", err)
 		}
 	}
-	if build.Complete() {
-		r.bridge.slots.wake()
-	}
 	return r.abandon(ctx, build, len(listeners) > 0)
 }
 
@@ -126,7 +123,6 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 // missing: somebody deleted the ZuulBuild, which stops the build.
 func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
 	r.bridge.alone.set(key, false)
-	r.bridge.slots.wake() // it may have had a slot
 	listeners := r.bridge.assignments.of(key)
 	if len(listeners) == 0 {
 		return ctrl.Result{}, nil

@@ -1,15 +1,11 @@
 package gearmanbridge
 
 import (
-	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 )
 
 // slots decides which pool may grab. The builds there are, are counted anew each time; what is kept is only which pool has a grab on its way, which
@@ -19,15 +15,13 @@ import (
 // Pools that compete for one slot take turns, since nothing tells which of their jobs has the higher precedence before it is grabbed.
 type slots struct {
 	// count the unfinished builds, and those on their way to be one. A build that is no longer counted must be followed by a call of wake.
-	count func(*limits) (usage, error)
-	// failed is told why builds cannot be counted. None is grabbed then.
-	failed func(error)
+	count func(*capacity.Limits) *capacity.Usage
 
 	waking atomic.Bool // somebody is about to look for room
 
 	mu       sync.Mutex
 	closed   bool // no slot is given at all
-	limits   limits
+	limits   capacity.Limits
 	reserved map[*pool]bool
 	waiting  []*pool // the longest first
 }
@@ -49,11 +43,7 @@ func (s *slots) reserve(p *pool) bool {
 func (s *slots) free(p *pool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	used, err := s.count(&s.limits)
-	if err != nil {
-		s.failed(err)
-	}
-	if err != nil || s.closed || !s.limits.room(used, p.scope) {
+	if s.closed || !s.limits.Room(s.count(&s.limits), p.scope) {
 		s.await(p)
 		return false
 	}
@@ -80,7 +70,7 @@ func (s *slots) assigned(p *pool, add func()) {
 }
 
 // setLimits replaces the limits.
-func (s *slots) setLimits(l limits) {
+func (s *slots) setLimits(l capacity.Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.limits = l
@@ -119,22 +109,18 @@ func (s *slots) dispatch(asking *pool) {
 	if s.closed || len(s.waiting) == 0 {
 		return
 	}
-	used, err := s.count(&s.limits)
-	if err != nil {
-		s.failed(err)
-		return
-	}
+	used := s.count(&s.limits)
 	if s.reserved == nil {
 		s.reserved = map[*pool]bool{}
 	}
 	for p := range s.reserved {
-		used.add(p.scope)
+		used.Add(p.scope)
 	}
 	s.waiting = slices.DeleteFunc(s.waiting, func(p *pool) bool {
-		if !s.limits.room(used, p.scope) {
+		if !s.limits.Room(used, p.scope) {
 			return false
 		}
-		used.add(p.scope)
+		used.Add(p.scope)
 		s.reserved[p] = true
 		if p != asking {
 			p.worker.Wake()
@@ -143,19 +129,9 @@ func (s *slots) dispatch(asking *pool) {
 	})
 }
 
-// usage counts the unfinished builds of the cluster and the assignments, most of which have one of them: those on their way to it are what the cache
-// does not show yet. s.mu is held, so no assignment is added meanwhile; one that is removed may be counted twice, and wake follows.
-func (b *Bridge) usage(l *limits) (usage, error) {
-	used := newUsage()
-	b.assignments.each(func(of target) { used.add(l.scope(of.key, of.class)) })
-	builds := v1alpha1.ZuulBuildList{}
-	if err := b.Client.List(context.Background(), &builds, client.MatchingFields{indexComplete: "false"}, client.UnsafeDisableDeepCopy); err != nil {
-		return usage{}, fmt.Errorf("cannot count the unfinished builds: %w", err)
-	}
-	for i := range builds.Items {
-		if build := &builds.Items[i]; !b.assignments.has(client.ObjectKeyFromObject(build)) {
-			used.add(l.scopeOf(build))
-		}
-	}
-	return used, nil
+// usage counts the builds that have a slot, and the assignments whose build is still on its way. s.mu is held, so no assignment is added meanwhile.
+func (b *Bridge) usage(l *capacity.Limits) *capacity.Usage {
+	used := b.Builds.Claimed(l)
+	b.assignments.unseen(b.Builds.Knows, func(of target) { used.Add(l.Scope(of.key, of.class)) })
+	return used
 }

@@ -1,38 +1,45 @@
 package gearmanbridge
 
 import (
-	"errors"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
 
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
+
+func jobKey(name string) types.NamespacedName {
+	return types.NamespacedName{Namespace: "ci", Name: name}
+}
+
+// testLimits limit class arm and job limited.
+func testLimits() *capacity.Limits {
+	return &capacity.Limits{All: 3, Classes: map[string]int{"arm": 2}, Jobs: map[types.NamespacedName]int{jobKey("limited"): 1}}
+}
 
 // slotsFixture are slots with builds that the test makes up.
 type slotsFixture struct {
 	slots
-	builds []scope
-	broken error
+	builds []capacity.Scope
 }
 
 func newSlots(all int) *slotsFixture {
 	f := &slotsFixture{}
-	f.count = func(*limits) (usage, error) {
-		used := newUsage()
+	f.count = func(*capacity.Limits) *capacity.Usage {
+		used := &capacity.Usage{}
 		for _, build := range f.builds {
-			used.add(build)
+			used.Add(build)
 		}
-		return used, f.broken
+		return used
 	}
-	f.failed = func(error) {}
 	f.limits = *testLimits()
-	f.limits.all = all
+	f.limits.All = all
 	return f
 }
 
-func newPool(s scope) *pool { return &pool{scope: s, worker: &gearman.Worker{}} }
+func newPool(s capacity.Scope) *pool { return &pool{scope: s, worker: &gearman.Worker{}} }
 
 // brings is the answer to the grab of a pool: a build.
 func (f *slotsFixture) brings(p *pool) {
@@ -51,7 +58,7 @@ func (f *slotsFixture) ends(p *pool) {
 
 func TestSlotsGrabForOneSlotAtATime(t *testing.T) {
 	f := newSlots(1)
-	a, b := newPool(scope{}), newPool(scope{class: "arm"})
+	a, b := newPool(capacity.Scope{}), newPool(capacity.Scope{Class: "arm"})
 	if !f.reserve(a) || f.reserve(b) {
 		t.Fatal("not one grab for one slot")
 	}
@@ -73,7 +80,7 @@ func TestSlotsGrabForOneSlotAtATime(t *testing.T) {
 
 func TestSlotsTakeTurns(t *testing.T) {
 	f := newSlots(1)
-	a, b, c := newPool(scope{}), newPool(scope{class: "arm"}), newPool(scope{job: jobKey("limited")})
+	a, b, c := newPool(capacity.Scope{}), newPool(capacity.Scope{Class: "arm"}), newPool(capacity.Scope{Job: jobKey("limited")})
 	for _, p := range []*pool{a, b, c} {
 		f.reserve(p)
 	}
@@ -89,7 +96,7 @@ func TestSlotsTakeTurns(t *testing.T) {
 
 func TestSlotsOfAFullClassHoldUpNoOther(t *testing.T) {
 	f := newSlots(3)
-	arm, other := newPool(scope{class: "arm"}), newPool(scope{})
+	arm, other := newPool(capacity.Scope{Class: "arm"}), newPool(capacity.Scope{})
 	for range 2 {
 		f.reserve(arm)
 		f.brings(arm)
@@ -109,7 +116,7 @@ func TestSlotsOfAFullClassHoldUpNoOther(t *testing.T) {
 // TestSlotsRefusedSleep: a pool that may not even sleep is silent, so it must be woken when there is room.
 func TestSlotsRefusedSleep(t *testing.T) {
 	f := newSlots(1)
-	a, b := newPool(scope{}), newPool(scope{class: "arm"})
+	a, b := newPool(capacity.Scope{}), newPool(capacity.Scope{Class: "arm"})
 	f.reserve(a)
 	f.brings(a)
 	if f.free(b) {
@@ -124,7 +131,7 @@ func TestSlotsRefusedSleep(t *testing.T) {
 // TestSlotsWithoutUse: a pool that drains or lost its connection waits no more.
 func TestSlotsWithoutUse(t *testing.T) {
 	f := newSlots(1)
-	a, b, c := newPool(scope{}), newPool(scope{class: "arm"}), newPool(scope{})
+	a, b, c := newPool(capacity.Scope{}), newPool(capacity.Scope{Class: "arm"}), newPool(capacity.Scope{})
 	for _, p := range []*pool{a, b, c} {
 		f.reserve(p)
 	}
@@ -138,15 +145,15 @@ func TestSlotsWithoutUse(t *testing.T) {
 
 func TestSlotsLimitLoweredBelowWhatRuns(t *testing.T) {
 	f := newSlots(10)
-	limited := newPool(scope{job: jobKey("limited")})
-	f.setLimits(limits{all: 10, jobs: map[types.NamespacedName]int{jobKey("limited"): 3}})
+	limited := newPool(capacity.Scope{Job: jobKey("limited")})
+	f.setLimits(capacity.Limits{All: 10, Jobs: map[types.NamespacedName]int{jobKey("limited"): 3}})
 	for range 3 {
 		if !f.reserve(limited) {
 			t.Fatal("no room")
 		}
 		f.brings(limited)
 	}
-	f.setLimits(limits{all: 10, jobs: map[types.NamespacedName]int{jobKey("limited"): 1}})
+	f.setLimits(capacity.Limits{All: 10, Jobs: map[types.NamespacedName]int{jobKey("limited"): 1}})
 	for left := 3; left > 0; left-- {
 		if f.reserve(limited) {
 			t.Fatalf("one more beside %d", left)
@@ -160,33 +167,19 @@ func TestSlotsLimitLoweredBelowWhatRuns(t *testing.T) {
 
 func TestSlotsLimitRaised(t *testing.T) {
 	f := newSlots(0)
-	p := newPool(scope{})
+	p := newPool(capacity.Scope{})
 	if f.reserve(p) {
 		t.Fatal("room where there is none")
 	}
-	f.setLimits(limits{all: 1})
+	f.setLimits(capacity.Limits{All: 1})
 	if !f.reserved[p] {
 		t.Error("the raised limit reaches nobody")
 	}
 }
 
-func TestSlotsThatCannotBeCounted(t *testing.T) {
-	f := newSlots(1)
-	p := newPool(scope{})
-	f.broken = errors.New("no cache")
-	if f.reserve(p) || f.free(p) {
-		t.Error("room without a count")
-	}
-	f.broken = nil
-	f.wake()
-	if !f.reserved[p] {
-		t.Error("forgotten since")
-	}
-}
-
 // TestSlotsProperties: whatever happens, no limit is exceeded by builds and grabs on their way together, and no pool waits that could grab.
 func TestSlotsProperties(t *testing.T) {
-	scopes := []scope{{}, {class: "arm"}, {job: jobKey("limited")}, {class: "arm", job: jobKey("limited")}}
+	scopes := []capacity.Scope{{}, {Class: "arm"}, {Job: jobKey("limited")}, {Class: "arm", Job: jobKey("limited")}}
 	rapid.Check(t, func(t *rapid.T) {
 		f := newSlots(3)
 		pools := make([]*pool, 0, 2*len(scopes))
@@ -205,15 +198,15 @@ func TestSlotsProperties(t *testing.T) {
 			},
 			"end": func(t *rapid.T) { f.ends(anyPool.Draw(t, "pool")) },
 			"": func(t *rapid.T) {
-				used, _ := f.count(&f.limits)
+				used := f.count(&f.limits)
 				for p := range f.reserved {
-					used.add(p.scope)
+					used.Add(p.scope)
 				}
-				if used.all > 3 || used.classes["arm"] > 2 || used.jobs[jobKey("limited")] > 1 {
-					t.Fatalf("too many: %+v", used)
+				if counts := used.Of(scopes[3]); counts.All > 3 || counts.Class > 2 || counts.Job > 1 {
+					t.Fatalf("too many: %+v", counts)
 				}
 				for _, p := range f.waiting {
-					if f.limits.room(used, p.scope) {
+					if f.limits.Room(used, p.scope) {
 						t.Fatalf("pool %s waits beside %+v", p.scope, used)
 					}
 				}

@@ -15,6 +15,8 @@ const (
 	LabelReplica = "zuulbuild.dev/replica"
 	// AnnotationJob on a Pod is the Gearman name of the job, unshortened.
 	AnnotationJob = "zuulbuild.dev/job"
+	// AnnotationNode on a Pod is the node class the build asks for, empty for none.
+	AnnotationNode = "zuulbuild.dev/node"
 	// AnnotationNumber on a Pod is the build number.
 	AnnotationNumber = "zuulbuild.dev/number"
 	// AnnotationCordonedBy on a Node is the build that cordoned it last, as NAMESPACE/NAME/UID, so that no build cordons a node twice.

@@ -1,0 +1,303 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/hack/apiserver"
+)
+
+// change is one event of a build or a Pod, in the API server's own order over both.
+type change struct {
+	version int
+	key     string
+	build   *v1alpha1.ZuulBuild // nil: it is of the Pod
+	pod     *corev1.Pod
+	deleted bool
+}
+
+// history is all that happens to the builds and Pods of a namespace.
+type history struct {
+	mu      sync.Mutex
+	changes []change
+}
+
+// record begins now. The function it returns ends it.
+func (h *harness) record() (past *history, end func()) {
+	h.Helper()
+	watcher, err := client.NewWithWatch(apiserver.Config(h), client.Options{Scheme: testScheme(h.T)})
+	if err != nil {
+		h.Fatal(err)
+	}
+	past = &history{}
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	for _, list := range []client.ObjectList{&v1alpha1.ZuulBuildList{}, &corev1.PodList{}} {
+		events, err := watcher.Watch(ctx, list, client.InNamespace(h.namespace))
+		if err != nil {
+			h.Fatal(err)
+		}
+		running.Go(func() {
+			for event := range events.ResultChan() {
+				past.add(event)
+			}
+		})
+	}
+	return past, sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+}
+
+func (p *history) add(event watch.Event) {
+	object, is := event.Object.(client.Object)
+	if !is {
+		return
+	}
+	version, _ := strconv.Atoi(object.GetResourceVersion())
+	c := change{version: version, key: object.GetName(), deleted: event.Type == watch.Deleted}
+	c.build, _ = object.(*v1alpha1.ZuulBuild)
+	c.pod, _ = object.(*corev1.Pod)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.changes = append(p.changes, c)
+}
+
+// most is how many builds of each group had a slot at once at most: their Pod had been made and they were not complete, or their Pod had not ended.
+func (p *history) most(groups func(*v1alpha1.ZuulBuild) []string) map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slices.SortFunc(p.changes, func(a, b change) int { return a.version - b.version })
+	type state struct {
+		build       *v1alpha1.ZuulBuild
+		made, ended bool
+	}
+	states, now, most := map[string]*state{}, map[string]int{}, map[string]int{}
+	for _, c := range p.changes {
+		s := states[c.key]
+		if s == nil {
+			s = &state{ended: true}
+			states[c.key] = s
+		}
+		has := func() bool { return s.made && (!s.ended || !s.build.Complete()) }
+		before := s.build != nil && has()
+		if c.build != nil {
+			s.build = c.build
+		} else {
+			s.made, s.ended = true, c.deleted || podTerminal(c.pod)
+		}
+		if after := has(); after && !before {
+			for _, group := range groups(s.build) {
+				now[group]++
+				most[group] = max(most[group], now[group])
+			}
+		} else if before && !after {
+			for _, group := range groups(s.build) {
+				now[group]--
+			}
+		}
+	}
+	return most
+}
+
+// playKubelet has every Pod of the namespace succeed some moments after it was made, until the test ends.
+func (h *harness) playKubelet() {
+	h.Helper()
+	watcher, err := client.NewWithWatch(apiserver.Config(h), client.Options{Scheme: testScheme(h.T)})
+	if err != nil {
+		h.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	events, err := watcher.Watch(ctx, &corev1.PodList{}, client.InNamespace(h.namespace))
+	if err != nil {
+		h.Fatal(err)
+	}
+	var running sync.WaitGroup
+	h.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	running.Go(func() {
+		for event := range events.ResultChan() {
+			pod, is := event.Object.(*corev1.Pod)
+			if !is || event.Type != watch.Added {
+				continue
+			}
+			running.Go(func() {
+				select {
+				case <-time.After(time.Duration(20+len(pod.UID)%7*10) * time.Millisecond):
+				case <-ctx.Done():
+					return
+				}
+				before := pod.DeepCopy()
+				withPhase(podSucceeded)(pod)
+				ended("build", 0, "Completed")(pod)
+				if err := watcher.Status().Patch(ctx, pod, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil && ctx.Err() == nil {
+					h.Errorf("Pod %s: %v", pod.Name, err)
+				}
+			})
+		}
+	})
+}
+
+// TestNoLimitIsExceeded: many builds at once, under every kind of limit, over restarts of the operator. At no moment of the API server's own history
+// more builds have a slot than may, and all end.
+func TestNoLimitIsExceeded(t *testing.T) {
+	h := newHarness(t)
+	h.maxBuilds = 20
+	past, end := h.record()
+	h.playKubelet()
+	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: h.namespace}, Spec: v1alpha1.ZuulNodeClassSpec{MaxBuilds: 5}}
+	if err := h.api.Create(t.Context(), class); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.api.Delete(context.Background(), class) })
+	h.job("free")
+	h.job("limited", func(spec *v1alpha1.ZuulJobSpec) { spec.MaxBuilds = 2 })
+	groups := func(build *v1alpha1.ZuulBuild) []string {
+		all := []string{"all"}
+		if build.Spec.Node != "" {
+			all = append(all, "class")
+		}
+		if build.Spec.Job == "limited" {
+			all = append(all, "job")
+		}
+		return all
+	}
+	const builds = 300
+	stop, _ := h.start()
+	for i := range builds {
+		build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("b-%d", i)}, Spec: v1alpha1.ZuulBuildSpec{Job: "free", Number: int64(i + 1)}}
+		if i%2 == 0 { // from Zuul, beyond what the bridge would grab
+			build.Labels = map[string]string{v1alpha1.LabelGearmanServer: "zuul"}
+			build.Spec.JobRef = &v1alpha1.JobReference{Name: "free"}
+		}
+		if i%4 == 1 {
+			build.Spec.Node = class.Name
+		}
+		if i%10 < 2 {
+			build.Spec.Job = "limited"
+			if build.Spec.JobRef != nil {
+				build.Spec.JobRef.Name = "limited"
+			}
+		}
+		h.create(build)
+		if i%75 == 74 {
+			stop()
+			stop, _ = h.start()
+		}
+	}
+	complete := func() int {
+		past.mu.Lock()
+		defer past.mu.Unlock()
+		complete := map[string]bool{}
+		for _, c := range past.changes {
+			if c.build != nil && c.build.Complete() {
+				complete[c.key] = true
+			}
+		}
+		return len(complete)
+	}
+	for _, half := range []int{builds / 2, builds * 3 / 4, builds} {
+		h.eventually(func() string {
+			if n := complete(); n < half {
+				return fmt.Sprintf("%d of %d builds are complete", n, builds)
+			}
+			return ""
+		})
+		if half < builds {
+			stop()
+			stop, _ = h.start()
+		}
+	}
+	end()
+	most := past.most(groups)
+	t.Logf("at most: %v", most)
+	for group, limit := range map[string]int{"all": 20, "class": 5, "job": 2} {
+		if most[group] > limit {
+			t.Errorf("%d builds of group %s had a slot at once, %d may", most[group], group, limit)
+		} else if most[group] < limit {
+			t.Errorf("only %d of %d slots of group %s were ever used", most[group], limit, group)
+		}
+	}
+	past.mu.Lock()
+	defer past.mu.Unlock()
+	for _, c := range past.changes {
+		if c.build != nil && c.build.Complete() && c.build.Status.Phase != v1alpha1.PhaseSucceeded {
+			t.Errorf("build %s ended %s: %s", c.key, c.build.Status.Phase, c.build.Status.Message)
+		}
+	}
+}
+
+// awaitWaiting waits until a build says that it waits for a slot, and returns it.
+func (h *harness) awaitWaiting(name, says string) {
+	h.Helper()
+	h.eventually(func() string {
+		status := h.build(name).Status
+		if status.Phase == v1alpha1.PhaseQueued && status.Reason == ReasonCapacityReached && strings.Contains(status.Message, says) {
+			return ""
+		}
+		return fmt.Sprintf("build %s is %s: %s: %s, not waiting for %q", name, status.Phase, status.Reason, status.Message, says)
+	})
+	if h.pod(name) != nil {
+		h.Errorf("build %s waits and has a Pod", name)
+	}
+}
+
+// TestWaitingBuilds: one that waits says for what, can be stopped at once, and gets its Pod when its turn comes or a limit is raised.
+func TestWaitingBuilds(t *testing.T) {
+	h := newHarness(t)
+	h.maxBuilds = 3
+	_, writes := h.start()
+	h.job("limited", func(spec *v1alpha1.ZuulJobSpec) { spec.MaxBuilds = 1 })
+	h.job("free")
+	h.request("a", "limited", numbered(1))
+	h.awaitPod("a")
+	h.request("b", "limited", numbered(2))
+	h.awaitWaiting("b", "at most 1 builds at once of ZuulJob limited")
+	h.request("c", "limited", numbered(3))
+	h.awaitWaiting("c", "ZuulJob limited")
+	h.request("d", "free", numbered(4)) // younger, under another limit
+	h.awaitPod("d")
+
+	h.stopBuild("b")
+	h.awaitVerdict("b", v1alpha1.PhaseAborted, "ABORTED", "Aborted")
+	h.run("a")
+	h.report("a", withPhase(podSucceeded), ended("build", 0, "Completed"))
+	h.awaitPod("c")
+	h.eventually(func() string {
+		if status := h.build("c").Status; status.Reason == ReasonCapacityReached {
+			return "build c has its Pod and says that it waits: " + status.Message
+		}
+		return ""
+	})
+	if slices.Contains(writes.all(), "DELETE pods") {
+		t.Error("the build that was stopped while it waited had a Pod")
+	}
+
+	h.request("e", "limited", numbered(5))
+	h.awaitWaiting("e", "ZuulJob limited")
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: h.namespace, Name: "limited"}}
+	if err := h.api.Patch(t.Context(), job, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"maxBuilds":2}}`))); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitPod("e")
+	h.request("f", "free", numbered(6))
+	h.awaitWaiting("f", "at most 3 builds at once (--max-builds")
+	if err := h.api.Delete(t.Context(), h.build("d")); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitPod("f")
+}
