@@ -74,7 +74,7 @@ func (b *Builds) WaitForSync(ctx context.Context) bool {
 	return toolscache.WaitForCacheSync(ctx.Done(), synced...)
 }
 
-// OnFreed has f called whenever there is less to count than before. It must not take long, and comes before the first event.
+// OnFreed has f called whenever there is less to count than before, or a build has ended. It must not take long, and is to be set before the cache starts.
 func (b *Builds) OnFreed(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -185,6 +185,7 @@ func (b *Builds) change(key types.NamespacedName, do func(*record)) {
 	}
 	less := b.claimed.move(key, before.groups(before.claims()), after.groups(after.claims()))
 	less = b.occupied.move(key, before.groups(before.occupies()), after.groups(after.occupies())) || less
+	less = before.unfinished && !after.unfinished || less // a build whose Pod was counted elsewhere, because it is not shown yet
 	freed := slices.Clip(b.freed)
 	b.mu.Unlock()
 	if less {
