@@ -58,7 +58,7 @@ type Bridge struct {
 	Servers []Server
 	// Manager is the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica.
 	Manager string
-	// MaxBuilds is how many builds may be unfinished before no more are grabbed. Node classes and jobs may have limits of their own.
+	// MaxBuilds is how many builds may have a slot before no more are grabbed. Node classes and jobs may have limits of their own.
 	MaxBuilds int
 	// GracePeriod is how long a build whose Gearman job is gone may wait for its unique to come back.
 	GracePeriod time.Duration

@@ -14,7 +14,7 @@ import (
 //
 // Pools that compete for one slot take turns, since nothing tells which of their jobs has the higher precedence before it is grabbed.
 type slots struct {
-	// count the unfinished builds, and those on their way to be one. A build that is no longer counted must be followed by a call of wake.
+	// count the builds that have a slot, and those on their way to one. A build that is no longer counted must be followed by a call of wake.
 	count func(*capacity.Limits) *capacity.Usage
 
 	waking atomic.Bool // somebody is about to look for room

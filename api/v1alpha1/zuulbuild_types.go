@@ -10,7 +10,7 @@ import (
 type BuildPhase string
 
 const (
-	// PhaseQueued: accepted, no container has run and nothing is known to be in the way.
+	// PhaseQueued: accepted, no container has run, and nothing is known to be in the way but, as the reason then says, a limit.
 	PhaseQueued BuildPhase = "Queued"
 	// PhaseStarting: the Pod has been waiting for some time, or cannot be made yet; reason and message say for what.
 	PhaseStarting BuildPhase = "Starting"

@@ -81,8 +81,8 @@ type ZuulJobSpec struct {
 	// +optional
 	Nodes []string `json:"nodes,omitempty"`
 
-	// maxBuilds is how many builds of the job may be unfinished at once, on all nodes together. Further ones wait in the Gearman server. Lowering it
-	// stops nothing. Default: no limit but those of the node class and the operator.
+	// maxBuilds is how many builds of the job may be at work at once, on all nodes together. Further ones wait, in the Gearman server or, made by
+	// hand, as Queued. Lowering it stops nothing. Default: no limit but those of the node class and the operator.
 	// +kubebuilder:validation:Minimum=1
 	// +optional
 	MaxBuilds int32 `json:"maxBuilds,omitempty"`

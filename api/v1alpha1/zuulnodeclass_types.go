@@ -42,8 +42,8 @@ type ZuulNodeClassSpec struct {
 	// +optional
 	CordonWhenComplete bool `json:"cordonWhenComplete,omitempty"`
 
-	// maxBuilds is how many builds that ask for the class may be unfinished at once, in all namespaces together. Further ones wait in the Gearman
-	// server. Lowering it stops nothing. Builds that ask for no class are not counted. Default: no limit but the operator's.
+	// maxBuilds is how many builds that ask for the class may be at work at once, in all namespaces together. Further ones wait, in the Gearman
+	// server or, made by hand, as Queued. Lowering it stops nothing. Builds that ask for no class are not counted. Default: no limit but the operator's.
 	// +kubebuilder:validation:Minimum=1
 	// +optional
 	MaxBuilds int32 `json:"maxBuilds,omitempty"`
