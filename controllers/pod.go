@@ -54,7 +54,9 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	maps.Copy(pod.Annotations, template.Annotations)
 	pod.Labels[v1alpha1.LabelBuild] = build.Name
 	pod.Annotations[v1alpha1.AnnotationJob] = build.Spec.Job
-	pod.Annotations[v1alpha1.AnnotationNode] = build.Spec.Node
+	if build.Spec.Node != "" {
+		pod.Annotations[v1alpha1.AnnotationNode] = build.Spec.Node
+	}
 	pod.Annotations[v1alpha1.AnnotationNumber] = strconv.FormatInt(build.Spec.Number, 10)
 
 	for container := range allContainers(&pod.Spec) {

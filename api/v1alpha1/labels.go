@@ -15,7 +15,7 @@ const (
 	LabelReplica = "zuulbuild.dev/replica"
 	// AnnotationJob on a Pod is the Gearman name of the job, unshortened.
 	AnnotationJob = "zuulbuild.dev/job"
-	// AnnotationNode on a Pod is the node class the build asks for, empty for none.
+	// AnnotationNode on a Pod is the node class the build asks for, if it asks for one.
 	AnnotationNode = "zuulbuild.dev/node"
 	// AnnotationNumber on a Pod is the build number.
 	AnnotationNumber = "zuulbuild.dev/number"
