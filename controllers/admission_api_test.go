@@ -11,11 +11,15 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
 
@@ -300,4 +304,81 @@ func TestWaitingBuilds(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.awaitPod("f")
+}
+
+// TestQuotaGivesTheSlotBack: a build that the namespace has no room for keeps no other from trying.
+func TestQuotaGivesTheSlotBack(t *testing.T) {
+	h := newHarness(t)
+	h.maxBuilds = 1
+	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "quota"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}}}
+	h.create(quota)
+	quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: quota.Spec.Hard}
+	if err := h.api.Status().Update(t.Context(), quota); err != nil {
+		t.Fatal(err)
+	}
+	h.job("job")
+	h.start()
+	for i, name := range []string{"a", "b"} {
+		h.request(name, "job", numbered(int64(i+1)))
+		if status := h.awaitPhase(name, v1alpha1.PhaseStarting).Status; status.Reason != ReasonQuotaExceeded {
+			t.Errorf("build %s: %s: %s", name, status.Reason, status.Message)
+		}
+	}
+}
+
+// TestAdmissionBegins: a new operator, whose cache is late, knows the Pods that were made and the order of the builds that wait.
+func TestAdmissionBegins(t *testing.T) {
+	for name, hasPod := range map[string]bool{"with a Pod the cache does not show": true, "with a build that waits": false} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			builds := capacity.NewBuilds()
+			r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: 1, Clock: clock.RealClock{}}
+			var scopes []*scope
+			for _, name := range []string{"first", "new"} {
+				h.request(name, "job", numbered(1))
+				build := h.build(name)
+				if name == "first" && !hasPod {
+					build.Status.Reason = ReasonCapacityReached
+					if err := h.api.Status().Update(t.Context(), build); err != nil {
+						t.Fatal(err)
+					}
+				}
+				builds.SetBuild(build)
+				scopes = append(scopes, &scope{build: build, now: time.Now()})
+			}
+			if hasPod {
+				pod, _, err := buildPod(scopes[0].build, scriptJob(), nil, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.create(pod)
+			}
+			for _, asks := range []struct {
+				*scope
+				may bool
+			}{{scopes[1], false}, {scopes[0], true}} {
+				if waits, err := r.admit(t.Context(), asks.scope); err != nil || waits == asks.may {
+					t.Errorf("build %s waits: %t, error %v", asks.build.Name, waits, err)
+				}
+			}
+		})
+	}
+}
+
+// TestLeftPodCounts: a Pod whose build was deleted tells by itself what it counts for.
+func TestLeftPodCounts(t *testing.T) {
+	build := newBuild()
+	build.Spec.Node = "arm"
+	pod, _, err := buildPod(build, scriptJob(), nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	builds := capacity.NewBuilds()
+	builds.SetPod(pod)
+	key := types.NamespacedName{Namespace: build.Namespace, Name: "object"}
+	limits := capacity.Limits{All: 1, Classes: map[string]int{"arm": 1}, Jobs: map[types.NamespacedName]int{key: 1}}.
+		WithNames(map[types.NamespacedName]types.NamespacedName{{Namespace: build.Namespace, Name: build.Spec.Job}: key})
+	if got := builds.Occupied(&limits).Of(capacity.Scope{Class: "arm", Job: key}); got != (capacity.Counts{All: 1, Class: 1, Job: 1}) {
+		t.Errorf("%+v", got)
+	}
 }
