@@ -25,7 +25,7 @@ type Builds struct {
 	records  map[types.NamespacedName]record
 	claimed  sets
 	occupied sets
-	freed    []func()
+	freed    []*func()
 }
 
 // Watch follows the builds and the Pods of a cache. Nothing is to be counted before WaitForSync has returned.
@@ -74,11 +74,16 @@ func (b *Builds) WaitForSync(ctx context.Context) bool {
 	return toolscache.WaitForCacheSync(ctx.Done(), synced...)
 }
 
-// OnFreed has f called whenever there is less to count than before, or a build has ended. It must not take long, and is to be set before the cache starts.
-func (b *Builds) OnFreed(f func()) {
+// OnFreed has f called whenever there is less to count than before, or a build has ended, until stop is called. It must not take long.
+func (b *Builds) OnFreed(f func()) (stop func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.freed = append(b.freed, f)
+	b.freed = append(b.freed, &f)
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.freed = slices.DeleteFunc(slices.Clone(b.freed), func(other *func()) bool { return other == &f })
+	}
 }
 
 // Claimed counts the builds that have a slot from the view of the bridge: all unfinished ones that were grabbed, with or without a Pod, and those
@@ -190,7 +195,7 @@ func (b *Builds) change(key types.NamespacedName, do func(*record)) {
 	b.mu.Unlock()
 	if less {
 		for _, f := range freed {
-			f()
+			(*f)()
 		}
 	}
 }

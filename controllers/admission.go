@@ -36,7 +36,7 @@ type Builds interface {
 	Occupied(*capacity.Limits) *capacity.Usage
 	Settled(key types.NamespacedName, uid types.UID) (settled, known bool)
 	Unfinished() []types.NamespacedName
-	OnFreed(func())
+	OnFreed(func()) (stop func())
 	WaitForSync(context.Context) bool
 }
 
@@ -205,11 +205,11 @@ func (a *admission) callFirst() {
 
 // setupAdmission has the builds that wait called when there may be room for them.
 func (r *ZuulBuildReconciler) setupAdmission(controller *builder.Builder) {
-	r.Builds.OnFreed(func() {
+	freed := func() {
 		r.admission.mu.Lock()
 		defer r.admission.mu.Unlock()
 		r.admission.callNext(r.Builds, r.Clock.Now())
-	})
+	}
 	limitsChanged := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
 		r.admission.mu.Lock()
 		defer r.admission.mu.Unlock()
@@ -223,10 +223,11 @@ func (r *ZuulBuildReconciler) setupAdmission(controller *builder.Builder) {
 	specification := builder.WithPredicates(predicate.GenerationChangedPredicate{})
 	controller.Watches(&v1alpha1.ZuulJob{}, limitsChanged, specification)
 	controller.Watches(&v1alpha1.ZuulNodeClass{}, limitsChanged, specification)
-	controller.WatchesRawSource(source.Func(func(_ context.Context, requests workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+	controller.WatchesRawSource(source.Func(func(ctx context.Context, requests workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 		r.admission.mu.Lock()
 		defer r.admission.mu.Unlock()
 		r.admission.call = requests.Add
+		context.AfterFunc(ctx, r.Builds.OnFreed(freed)) // the builds may outlive this controller
 		return nil
 	}))
 }

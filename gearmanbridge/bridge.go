@@ -43,7 +43,7 @@ type Numbers interface {
 type Builds interface {
 	Claimed(*capacity.Limits) *capacity.Usage
 	Knows(types.NamespacedName) bool
-	OnFreed(func())
+	OnFreed(func()) (stop func())
 	WaitForSync(context.Context) bool
 }
 
