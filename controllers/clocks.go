@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +25,9 @@ const (
 	quotaRetry          = 15 * time.Second // a Pod that the namespace's quota has no room for
 	shortestRequeue     = time.Second
 )
+
+// expiredDeadline, in seconds, is the deadline the operator gives a Pod that the kubelet is to end: the least there is.
+const expiredDeadline = 1
 
 // timeouts are the four clocks of a build.
 type timeouts struct{ unscheduled, pending, run, abort time.Duration }
@@ -62,22 +66,27 @@ func retentionOf(job *v1alpha1.ZuulJob) (pod, build time.Duration) {
 
 // nextDeadline is how long until the clock that is running now would end the build, so that the build is looked at again just then. Zero means
 // that no clock is running.
-func nextDeadline(pod *corev1.Pod, limits timeouts, now time.Time) time.Duration {
+func nextDeadline(f facts) time.Duration {
+	pod, limits, now := f.pod, f.limits, f.now
 	scheduled := podCondition(pod, corev1.PodScheduled)
+	explain := pod.CreationTimestamp.Add(explainAfter)
 	var due time.Time
 	switch {
-	case podTerminal(pod) || gated(pod):
+	case podTerminal(pod):
 		return 0
+	case gated(pod):
+		return max(explain.Sub(now), 0)
 	case pod.DeletionTimestamp != nil:
 		due = pod.DeletionTimestamp.Add(unreachableGrace)
 	case mainStarted(pod) != nil:
 		due = mainStarted(pod).Add(limits.run)
 	case scheduled != nil && scheduled.Status == corev1.ConditionTrue:
-		due = earliest(scheduled.LastTransitionTime.Add(limits.pending), now, scheduled.LastTransitionTime.Add(configurationGrace), scheduled.LastTransitionTime.Add(imageGrace))
+		progress := lastProgress(pod)
+		due = earliest(scheduled.LastTransitionTime.Add(limits.pending), now, progress.Add(configurationGrace), progress.Add(imageGrace))
 	default:
-		due = pod.CreationTimestamp.Add(limits.unscheduled)
+		due = f.unscheduledSince().Add(limits.unscheduled)
 	}
-	if explain := pod.CreationTimestamp.Add(explainAfter); mainStarted(pod) == nil && explain.After(now) && explain.Before(due) {
+	if mainStarted(pod) == nil && explain.After(now) && explain.Before(due) {
 		due = explain
 	}
 	return max(due.Sub(now), shortestRequeue)
@@ -109,6 +118,41 @@ func podTerminal(pod *corev1.Pod) bool {
 
 // gated: somebody else (Kueue, say) holds the Pod back on purpose, so no clock runs.
 func gated(pod *corev1.Pod) bool { return len(pod.Spec.SchedulingGates) > 0 }
+
+// lastProgress is when the kubelet last got on with a Pod that has a node: when it had that, its sandbox and volumes, when an init container ended or
+// another container started. What a container waits for now it has waited for at most since then, since containers are prepared one after the other. A
+// container that was started again tells nothing: it may crash for ever beside the one that waits. Zero where the Pod has no node.
+func lastProgress(pod *corev1.Pod) time.Time {
+	last := time.Time{}
+	reached := func(at metav1.Time) {
+		if at.After(last) {
+			last = at.Time
+		}
+	}
+	if c := podCondition(pod, corev1.PodScheduled); c == nil || c.Status != corev1.ConditionTrue {
+		return last
+	}
+	for _, kind := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodReadyToStartContainers, corev1.PodInitialized} {
+		if c := podCondition(pod, kind); c != nil && c.Status == corev1.ConditionTrue {
+			reached(c.LastTransitionTime)
+		}
+	}
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		switch {
+		case status.RestartCount > 0:
+		case status.State.Running != nil:
+			reached(status.State.Running.StartedAt)
+		case status.State.Terminated != nil:
+			reached(status.State.Terminated.StartedAt)
+		}
+	}
+	for _, status := range pod.Status.InitContainerStatuses {
+		if t := status.State.Terminated; t != nil && status.RestartCount == 0 {
+			reached(t.FinishedAt)
+		}
+	}
+	return last
+}
 
 // mainStarted is when the main container started, or nil.
 func mainStarted(pod *corev1.Pod) *time.Time {

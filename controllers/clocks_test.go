@@ -70,23 +70,28 @@ func TestNextDeadline(t *testing.T) {
 	cases := []struct {
 		name     string
 		pod      *corev1.Pod
+		ungated  time.Time
 		at, want time.Duration
 	}{
-		{"ended", newPod(withPhase(podSucceeded)), time.Minute, 0},
-		{"gated: no clock runs", newPod(withGate("example.org/gate")), time.Minute, 0},
-		{"new: to say why it has not started", newPod(), time.Second, explainAfter - time.Second},
-		{"no node: the unscheduled clock", newPod(withoutNode("")), time.Minute, testLimits.unscheduled - time.Minute},
-		{"a short unscheduled clock comes before the explanation", newPod(), testLimits.unscheduled - 2*time.Second, 2 * time.Second},
-		{"node: the grace for configuration", starting, node + time.Second, configurationGrace - time.Second},
-		{"node: the grace for images", starting, node + configurationGrace, imageGrace - configurationGrace},
-		{"node: the pending clock", starting, node + imageGrace, testLimits.pending - imageGrace},
-		{"running: the run clock", newPod(running...), 2 * time.Minute, testLimits.run - time.Minute},
-		{"past the clock: soon, but not at once", newPod(running...), 5 * time.Hour, shortestRequeue},
-		{"being deleted: the node's clock", newPod(append(running, deletedAt(time.Minute))...), 2 * time.Minute, unreachableGrace - time.Minute},
+		{name: "ended", pod: newPod(withPhase(podSucceeded)), at: time.Minute, want: 0},
+		{name: "gated: no clock runs", pod: newPod(withGate("example.org/gate")), at: time.Minute, want: 0},
+		{name: "gated: to say so", pod: newPod(withGate("example.org/gate")), at: time.Second, want: explainAfter - time.Second},
+		{name: "no longer gated: the unscheduled clock from then", pod: newPod(withoutNode("")), ungated: created.Add(time.Hour), at: time.Hour + time.Minute, want: testLimits.unscheduled - time.Minute},
+		{name: "after an init container: the grace for images", pod: newPod(onNode(node), withInit("prepare"), ended("prepare", 0, ""), waitingFor("build", "ImagePullBackOff", "")),
+			at: time.Minute + configurationGrace, want: imageGrace - configurationGrace},
+		{name: "new: to say why it has not started", pod: newPod(), at: time.Second, want: explainAfter - time.Second},
+		{name: "no node: the unscheduled clock", pod: newPod(withoutNode("")), at: time.Minute, want: testLimits.unscheduled - time.Minute},
+		{name: "a short unscheduled clock comes before the explanation", pod: newPod(), at: testLimits.unscheduled - 2*time.Second, want: 2 * time.Second},
+		{name: "node: the grace for configuration", pod: starting, at: node + time.Second, want: configurationGrace - time.Second},
+		{name: "node: the grace for images", pod: starting, at: node + configurationGrace, want: imageGrace - configurationGrace},
+		{name: "node: the pending clock", pod: starting, at: node + imageGrace, want: testLimits.pending - imageGrace},
+		{name: "running: the run clock", pod: newPod(running...), at: 2 * time.Minute, want: testLimits.run - time.Minute},
+		{name: "past the clock: soon, but not at once", pod: newPod(running...), at: 5 * time.Hour, want: shortestRequeue},
+		{name: "being deleted: the node's clock", pod: newPod(append(running, deletedAt(time.Minute))...), at: 2 * time.Minute, want: unreachableGrace - time.Minute},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			if got := nextDeadline(c.pod, testLimits, created.Add(c.at)); got != c.want {
+			if got := nextDeadline(facts{pod: c.pod, limits: testLimits, ungated: c.ungated, now: created.Add(c.at)}); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
 		})
@@ -117,7 +122,7 @@ func TestEveryClockIsLookedAt(t *testing.T) {
 					}
 					return
 				}
-				now = now.Add(nextDeadline(c.pod, testLimits, now))
+				now = now.Add(nextDeadline(facts{pod: c.pod, limits: testLimits, now: now}))
 			}
 			t.Errorf("no verdict by %s", now.Sub(created))
 		})

@@ -60,6 +60,27 @@ func deletedAt(at time.Duration) podOption {
 	return func(pod *corev1.Pod) { pod.DeletionTimestamp = ptr.To(after(at)) }
 }
 
+// askedToGoAt is a Pod whose deletion was asked for then, with a grace period: the API server dates the deletion to its end.
+func askedToGoAt(at, grace time.Duration) podOption {
+	return func(pod *corev1.Pod) {
+		deletedAt(at + grace)(pod)
+		pod.DeletionGracePeriodSeconds = ptr.To(int64(grace / time.Second))
+	}
+}
+
+func withDeadline(seconds int64) podOption {
+	return func(pod *corev1.Pod) { pod.Spec.ActiveDeadlineSeconds = &seconds }
+}
+
+// restarted counts a restart of the container whose status was added last.
+func restarted(pod *corev1.Pod) {
+	statuses := pod.Status.ContainerStatuses
+	if len(statuses) == 0 {
+		statuses = pod.Status.InitContainerStatuses
+	}
+	statuses[len(statuses)-1].RestartCount++
+}
+
 func withContainer(name string) podOption {
 	return func(pod *corev1.Pod) { pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: name}) }
 }

@@ -2,12 +2,13 @@ package controllers
 
 // Reasons of a verdict: the same word in status.reason, in the Complete condition, in the event and in docs/reasons.md.
 const (
-	ReasonSucceeded = "Succeeded"
-	ReasonExitCode  = "ExitCode"
-	ReasonTimedOut  = "TimedOut"
-	ReasonOOMKilled = "OOMKilled"
-	ReasonAborted   = "Aborted"
-	ReasonAbandoned = "Abandoned"
+	ReasonSucceeded       = "Succeeded"
+	ReasonExitCode        = "ExitCode"
+	ReasonTimedOut        = "TimedOut"
+	ReasonOOMKilled       = "OOMKilled"
+	ReasonStorageExceeded = "StorageExceeded"
+	ReasonAborted         = "Aborted"
+	ReasonAbandoned       = "Abandoned"
 
 	// The job's or the request's configuration.
 	ReasonInvalidRequest       = "InvalidRequest"

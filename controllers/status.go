@@ -41,6 +41,27 @@ func (s *scope) recordPod() {
 	}
 }
 
+// noteGates remembers when the scheduling gates of the Pod went, in the time of a condition: Unknown while there are some, False from when they have
+// gone. A Pod that loses them while it is young is not worth the writes.
+func (s *scope) noteGates() {
+	noted := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
+	switch {
+	case gated(s.pod) && s.now.Sub(s.pod.CreationTimestamp.Time) >= explainAfter:
+		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionUnknown, ReasonSchedulingGated, "the Pod is held back by scheduling gates")
+	case !gated(s.pod) && noted != nil && noted.Reason == ReasonSchedulingGated:
+		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionFalse, ReasonScheduling, "the scheduling gates of the Pod have gone")
+	}
+}
+
+// facts are what a verdict on the Pod rests on.
+func (s *scope) facts() facts {
+	f := facts{pod: s.pod, limits: timeoutsOf(s.job), now: s.now}
+	if c := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled); c != nil && c.Reason == ReasonScheduling {
+		f.ungated = c.LastTransitionTime.Time
+	}
+	return f
+}
+
 // explain says what a build that has not started waits for. A message that changes while the reason stays is not worth a write.
 func (s *scope) explain(reason, message string) {
 	if s.build.Status.Phase == v1alpha1.PhaseStarting && s.build.Status.Reason == reason {

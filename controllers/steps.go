@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 
@@ -161,10 +162,11 @@ func (r *ZuulBuildReconciler) nodeClass(ctx context.Context, name string) (*v1al
 
 // expire has the kubelet end a Pod whose run clock is over, by the one way that keeps the Pod and its log: its deadline.
 func (r *ZuulBuildReconciler) expire(ctx context.Context, pod *corev1.Pod) error {
-	if deadline := pod.Spec.ActiveDeadlineSeconds; deadline != nil && *deadline == 1 {
+	if deadline := pod.Spec.ActiveDeadlineSeconds; deadline != nil && *deadline == expiredDeadline {
 		return nil
 	}
-	return client.IgnoreNotFound(r.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`))))
+	patch := fmt.Appendf(nil, `{"spec":{"activeDeadlineSeconds":%d}}`, expiredDeadline)
+	return client.IgnoreNotFound(r.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, patch)))
 }
 
 // deletePod deletes just this Pod, not one that has taken its name since.

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
@@ -21,17 +23,27 @@ type verdict struct {
 	message string
 }
 
-// facts are all a verdict rests on. A nil pod means that the build had one and the API server says it is gone.
+// facts are all a verdict rests on. A nil pod means that the build had one and the API server says it is gone. ungated is when the Pod lost its
+// scheduling gates, zero where it had none: nothing in the Pod tells, because the scheduler keeps the time of its condition as long as that is False.
 type facts struct {
-	pod    *corev1.Pod
-	limits timeouts
-	now    time.Time
+	pod     *corev1.Pod
+	limits  timeouts
+	ungated time.Time
+	now     time.Time
+}
+
+// unscheduledSince is when the Pod began to wait for a node.
+func (f facts) unscheduledSince() time.Time {
+	if f.ungated.After(f.pod.CreationTimestamp.Time) {
+		return f.ungated
+	}
+	return f.pod.CreationTimestamp.Time
 }
 
 // rules are asked in order and the first that answers decides. Signs of disruption come before anything a container says of itself, because a
 // container that is told to stop may well exit 0: that must never become SUCCESS.
 var rules = []func(facts) *verdict{
-	podDeleted, disrupted, rejected, nodeLost, timedOut,
+	podDeleted, disrupted, storageExceeded, timedOut, deletedWhileRunning, lostTrack, rejected, nodeLost,
 	imageInvalid, imagePullFailed, containerConfigError, unschedulable, startTimeout,
 	initFailed, outOfMemory, startError, exitCode, succeeded, unknown,
 }
@@ -64,14 +76,36 @@ func podDeleted(f facts) *verdict {
 // disrupted: the Pod was told to go by somebody other than the build (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/).
 // The condition alone is not the end: an eviction may be called off.
 func disrupted(f facts) *verdict {
-	if !podTerminal(f.pod) {
-		return nil
-	}
-	if c := podCondition(f.pod, corev1.DisruptionTarget); c != nil && c.Status == corev1.ConditionTrue {
+	if c := podCondition(f.pod, corev1.DisruptionTarget); podTerminal(f.pod) && c != nil && c.Status == corev1.ConditionTrue {
 		return lost(ReasonDisrupted, "%s: %s", c.Reason, c.Message)
 	}
-	if f.pod.DeletionTimestamp != nil {
+	return nil
+}
+
+// storageExceeded: the kubelet evicted the Pod because its own containers took more of the node's disk than their limits, or an emptyDir's. That is
+// the job's fault, unlike an eviction because the node is short of it, which is told apart by the kubelet's words only: pkg/kubelet/eviction, and
+// that it has no DisruptionTarget.
+func storageExceeded(f facts) *verdict {
+	message := f.pod.Status.Message
+	own := strings.HasPrefix(message, "Pod ephemeral local storage usage exceeds ") || strings.HasPrefix(message, "Usage of EmptyDir volume ") ||
+		strings.HasPrefix(message, "Container ") && strings.Contains(message, " exceeded its local ephemeral storage limit ")
+	if f.pod.Status.Phase != corev1.PodFailed || f.pod.Status.Reason != "Evicted" || !own {
+		return nil
+	}
+	return failed(ReasonStorageExceeded, "%s", strings.TrimSpace(message))
+}
+
+// deletedWhileRunning: a Pod that is being deleted and has ended. Its containers ended because they were told to, whatever their exit code.
+func deletedWhileRunning(f facts) *verdict {
+	if podTerminal(f.pod) && f.pod.DeletionTimestamp != nil {
 		return lost(ReasonPodDeleted, "the Pod was deleted while it ran")
+	}
+	return nil
+}
+
+func lostTrack(f facts) *verdict {
+	if !podTerminal(f.pod) {
+		return nil
 	}
 	for _, status := range f.pod.Status.ContainerStatuses {
 		if t := status.State.Terminated; t != nil && t.Reason == "ContainerStatusUnknown" {
@@ -101,14 +135,27 @@ func nodeLost(f facts) *verdict {
 	return nil
 }
 
+// timedOut: the kubelet ended the Pod at its deadline. A Pod that was deleted and came to its deadline only while it was ending was not ended by it,
+// unless its run clock was over when it was deleted.
 func timedOut(f facts) *verdict {
-	if f.pod.Status.Phase != corev1.PodFailed || f.pod.Status.Reason != "DeadlineExceeded" {
+	if f.pod.Status.Phase != corev1.PodFailed || f.pod.Status.Reason != "DeadlineExceeded" || f.pod.DeletionTimestamp != nil && !ranOut(f) {
 		return nil
 	}
 	if mainStarted(f.pod) == nil {
 		return lost(ReasonStartTimeout, "the main container had not started within the pending and run timeouts (%s)", f.limits.pending+f.limits.run)
 	}
 	return &verdict{v1alpha1.PhaseFailed, ResultTimedOut, ReasonTimedOut, fmt.Sprintf("the build ran longer than its run timeout (%s)", f.limits.run)}
+}
+
+// ranOut tells whether the run clock of a Pod that is being deleted was over by then: the operator had set the Pod's deadline to its least, or the
+// main container had run long enough when the deletion was asked for.
+func ranOut(f facts) bool {
+	started, deadline := mainStarted(f.pod), f.pod.Spec.ActiveDeadlineSeconds
+	if started == nil {
+		return false
+	}
+	asked := f.pod.DeletionTimestamp.Add(-time.Duration(ptr.Deref(f.pod.DeletionGracePeriodSeconds, 0)) * time.Second)
+	return deadline != nil && *deadline == expiredDeadline || !asked.Before(started.Add(f.limits.run))
 }
 
 func imageInvalid(f facts) *verdict {
@@ -124,13 +171,13 @@ func containerConfigError(f facts) *verdict {
 		"PreStartHookError", "PostStartHookError", "RunContainerError")
 }
 
-// waitingVerdict: a container has been waiting for one of the kubelet's reasons for longer than grace, counted from when the Pod had its node.
+// waitingVerdict: a container has been waiting for one of the kubelet's reasons for longer than grace, counted from when the kubelet could turn to it.
 func waitingVerdict(f facts, grace time.Duration, reason string, kubelet ...string) *verdict {
 	if f.pod.Status.Phase != corev1.PodPending || f.pod.DeletionTimestamp != nil {
 		return nil
 	}
-	scheduled := podCondition(f.pod, corev1.PodScheduled)
-	if scheduled == nil || scheduled.Status != corev1.ConditionTrue || f.now.Sub(scheduled.LastTransitionTime.Time) < grace {
+	since := lastProgress(f.pod)
+	if since.IsZero() || f.now.Sub(since) < grace {
 		return nil
 	}
 	for _, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
@@ -144,7 +191,7 @@ func waitingVerdict(f facts, grace time.Duration, reason string, kubelet ...stri
 func unschedulable(f facts) *verdict {
 	c := podCondition(f.pod, corev1.PodScheduled)
 	scheduled := c != nil && c.Status == corev1.ConditionTrue
-	if scheduled || f.pod.Status.Phase != corev1.PodPending || gated(f.pod) || f.now.Sub(f.pod.CreationTimestamp.Time) < f.limits.unscheduled {
+	if scheduled || f.pod.Status.Phase != corev1.PodPending || gated(f.pod) || f.now.Sub(f.unscheduledSince()) < f.limits.unscheduled {
 		return nil
 	}
 	said := "the scheduler has said nothing"

@@ -115,6 +115,13 @@ func TestDecideJobFailed(t *testing.T) {
 			phase: v1alpha1.PhaseFailed, result: "TIMED_OUT", reason: "TimedOut", says: "run timeout (1h0m0s)"},
 		{name: "run timeout, though the job caught SIGTERM", pod: failedPod(withReason("DeadlineExceeded", ""), ended("build", 0, "Completed")),
 			phase: v1alpha1.PhaseFailed, result: "TIMED_OUT", reason: "TimedOut"},
+		{name: "run timeout, deleted when the operator had set the deadline", pod: failedPod(withReason("DeadlineExceeded", ""), withDeadline(expiredDeadline), deletedAt(time.Minute), ended("build", 0, "")),
+			phase: v1alpha1.PhaseFailed, result: "TIMED_OUT", reason: "TimedOut"},
+		{name: "run timeout, deleted when the clock was over", pod: failedPod(withReason("DeadlineExceeded", ""), askedToGoAt(10*time.Second+testLimits.run, 30*time.Second), ended("build", 137, "")),
+			phase: v1alpha1.PhaseFailed, result: "TIMED_OUT", reason: "TimedOut"},
+		failure("its own disk: a container", failedPod(withReason("Evicted", `Container build exceeded its local ephemeral storage limit "1Gi". `), ended("build", 137, "")), "StorageExceeded", `limit "1Gi".`),
+		failure("its own disk: the Pod", failedPod(withReason("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 2Gi. "), ended("build", 0, "")), "StorageExceeded", "containers 2Gi."),
+		failure("its own disk: a volume", failedPod(withReason("Evicted", `Usage of EmptyDir volume "workspace" exceeds the limit "1Gi". `)), "StorageExceeded", `"workspace"`),
 	})
 }
 
@@ -136,6 +143,11 @@ func TestDecideInfrastructureFailed(t *testing.T) {
 		{name: "deleted, still running", pod: newPod(onNode(0), withPhase(podRunning), deletedAt(time.Minute), runningSince("build", time.Second)), at: 2 * time.Minute},
 		lost("deleted, and its node does not answer", newPod(onNode(0), withPhase(podRunning), deletedAt(time.Minute), runningSince("build", time.Second)), 6*time.Minute, "NodeLost", "node node-1"),
 		lost("evicted", failedPod(withReason("Evicted", "The node was low on resource: ephemeral-storage."), ended("build", 137, "Error")), 0, "Disrupted", "Evicted: The node was low"),
+		lost("evicted, and the node's words name a container", failedPod(withReason("Evicted", "The node was low on resource: ephemeral-storage. Container build was using 5Gi, request is 0, has larger consumption of ephemeral-storage. "), ended("build", 137, "")), 0, "Disrupted", ""),
+		lost("evicted for its own disk, but a disruption, too", failedPod(disruption, withReason("Evicted", `Container build exceeded its local ephemeral storage limit "1Gi". `)), 0, "Disrupted", ""),
+		lost("words of its own disk without an eviction", failedPod(withReason("NodeShutdown", "Usage of EmptyDir volume")), 0, "Disrupted", ""),
+		lost("deleted, and past the Pod's deadline only while it ended", failedPod(withReason("DeadlineExceeded", ""), withDeadline(600), askedToGoAt(9*time.Second+testLimits.run, 30*time.Second), ended("build", 137, "")), time.Hour, "PodDeleted", ""),
+		lost("deadline before the start, and deleted", failedPod(withReason("DeadlineExceeded", ""), withDeadline(expiredDeadline), deletedAt(0), waitingFor("build", "ContainerCreating", "")), 0, "PodDeleted", ""),
 		lost("node shut down", failedPod(withReason("NodeShutdown", "Pod was rejected"), ended("build", 0, "")), 0, "Disrupted", "NodeShutdown"),
 		lost("node shut down, newer kubelet", failedPod(withReason("Terminated", "Pod was terminated in response to imminent node shutdown."), ended("build", 143, "")), 0, "Disrupted", "imminent node shutdown"),
 		lost("no room on the node", failedPod(withReason("OutOfcpu", "Node didn't have enough resource: cpu")), 0, "Rejected", "OutOfcpu: Node didn't have enough resource"),
@@ -171,7 +183,12 @@ func TestDecideNotStarted(t *testing.T) {
 		none("image is being pulled, after grace", waits("ContainerCreating"), node+imageGrace),
 		failure("image of an init container", newPod(onNode(node), withInit("prepare"), waitingFor("prepare", "ImagePullBackOff", "")), node+imageGrace, "ImagePullFailed", "container prepare"),
 		failure("image of a second container", newPod(onNode(node), withContainer("database"), runningSince("build", 20*time.Second), waitingFor("database", "ErrImagePull", "")),
-			node+imageGrace, "ImagePullFailed", "container database"),
+			20*time.Second+imageGrace, "ImagePullFailed", "container database"),
+		none("image not pulled, within grace after an init container", newPod(onNode(node), withInit("prepare"), ended("prepare", 0, ""), waitingFor("build", "ImagePullBackOff", "")), time.Minute+imageGrace-time.Second),
+		failure("image not pulled, past grace after an init container", newPod(onNode(node), withInit("prepare"), ended("prepare", 0, ""), waitingFor("build", "ImagePullBackOff", "")), time.Minute+imageGrace, "ImagePullFailed", ""),
+		none("image not pulled, within grace after the volumes came", newPod(onNode(node), withCondition(corev1.PodReadyToStartContainers, corev1.ConditionTrue, "", "", 2*time.Minute), waitingFor("build", "ImagePullBackOff", "")), 4*time.Minute-time.Second),
+		none("missing Secret, within grace after a sidecar started", newPod(onNode(node), withSidecar("proxy"), runningSince("proxy", time.Minute), waitingFor("build", "CreateContainerConfigError", "")), time.Minute+configurationGrace-time.Second),
+		failure("missing Secret beside a sidecar that crashes", newPod(onNode(node), withSidecar("proxy"), runningSince("proxy", time.Minute), restarted, waitingFor("build", "CreateContainerConfigError", "")), time.Minute, "ContainerConfigError", ""),
 		none("image not pulled, but the Pod is being deleted", newPod(onNode(node), deletedAt(time.Minute), waitingFor("build", "ImagePullBackOff", "")), node+imageGrace),
 		none("missing Secret, within grace", waits("CreateContainerConfigError"), node+configurationGrace-time.Second),
 		failure("missing Secret, after grace", waits("CreateContainerConfigError"), node+configurationGrace, "ContainerConfigError", "because"),
@@ -190,6 +207,40 @@ func TestDecideNotStarted(t *testing.T) {
 		none("running past its clock: the kubelet ends it, so that its log stays", newPod(onNode(node), withPhase(podRunning), runningSince("build", node)), 3*time.Hour),
 		none("main container ended, another runs on", newPod(onNode(node), withPhase(podRunning), withContainer("database"), ended("build", 0, ""), runningSince("database", node)), time.Hour),
 	})
+}
+
+// TestGatesStopTheClock: a Pod that was held back has all its time for a node from when it was let go.
+func TestGatesStopTheClock(t *testing.T) {
+	s := &scope{build: zuulBuild("job"), pod: newPod(withGate("kueue.x-k8s.io/admission"), withoutNode("")), now: created.Add(time.Hour)}
+	s.noteGates()
+	if v := decide(s.facts()); v != nil {
+		t.Fatalf("held back, and yet %+v", *v)
+	}
+	held := s.build.Status.DeepCopy()
+	s.now = created.Add(2 * time.Hour)
+	s.noteGates()
+	if diff := cmp.Diff(held, &s.build.Status); diff != "" {
+		t.Errorf("being held on is worth no write (-before +after):\n%s", diff)
+	}
+	s.pod.Spec.SchedulingGates = nil
+	for _, since := range []time.Duration{0, defaultUnscheduled - time.Second} {
+		s.now = created.Add(2*time.Hour + since)
+		s.noteGates()
+		if v := decide(s.facts()); v != nil {
+			t.Fatalf("%s after it was let go: %+v", since, *v)
+		}
+		if got := nextDeadline(s.facts()); got != defaultUnscheduled-since {
+			t.Errorf("looked at again after %s", got)
+		}
+	}
+	s.now = created.Add(2*time.Hour + defaultUnscheduled)
+	if v := decide(s.facts()); v == nil || v.reason != ReasonUnschedulable {
+		t.Errorf("in the end: %+v", v)
+	}
+	young := &scope{build: zuulBuild("job"), pod: newPod(withGate("quick")), now: created.Add(explainAfter - time.Second)}
+	if young.noteGates(); len(young.build.Status.Conditions) > 0 {
+		t.Error("a Pod just made is not worth a write")
+	}
 }
 
 // TestNeverFalseGreen puts every sign of a disruption on a Pod that looks perfectly successful.

@@ -234,7 +234,7 @@ func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error)
 			return false, err
 		}
 	} else {
-		s.after = nextDeadline(s.pod, timeoutsOf(s.job), s.now)
+		s.after = nextDeadline(s.facts())
 	}
 	s.build.Status.Phase = v1alpha1.PhaseAborting
 	return true, nil
@@ -249,16 +249,17 @@ func abortVerdict(spec *v1alpha1.ZuulBuildSpec) *verdict {
 
 // observe puts what the Pod tells into the status: that it started, what it waits for, or how it ended.
 func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, error) {
-	limits := timeoutsOf(s.job)
-	if v := decide(facts{pod: s.pod, limits: limits, now: s.now}); v != nil {
+	s.noteGates()
+	f := s.facts()
+	if v := decide(f); v != nil {
 		s.recordPod()
 		s.end(v)
 		return true, nil
 	}
-	if started := mainStarted(s.pod); started != nil && s.now.Sub(*started) >= limits.run && s.pod.DeletionTimestamp == nil {
+	if started := mainStarted(s.pod); started != nil && s.now.Sub(*started) >= f.limits.run && s.pod.DeletionTimestamp == nil {
 		return true, r.expire(ctx, s.pod)
 	}
 	s.recordPod()
-	s.after = nextDeadline(s.pod, limits, s.now)
+	s.after = nextDeadline(f)
 	return true, nil
 }
