@@ -47,6 +47,7 @@ type harness struct {
 	namespace string
 	delays    []time.Duration // before a retry; nil for the real ones
 	maxBuilds int             // 0 for more than any test has
+	podDelays []time.Duration // before a Pod is made again; nil for the real ones
 }
 
 func newHarness(t *testing.T) *harness {
@@ -97,7 +98,7 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: clock.RealClock{},
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
-		retryDelays: h.delays,
+		retryDelays: h.delays, podDelays: h.podDelays,
 	}
 	if err := SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		h.Fatal(err)

@@ -35,6 +35,7 @@ const (
 
 	// Why a build that has not ended is where it is. QuotaExceeded for too long is a verdict of the infrastructure, too.
 	ReasonCapacityReached   = "CapacityReached"
+	ReasonReplacingPod      = "ReplacingPod"
 	ReasonRetryDelayed      = "RetryDelayed"
 	ReasonQuotaExceeded     = "QuotaExceeded"
 	ReasonScheduling        = "Scheduling"

@@ -103,6 +103,7 @@ func (s *scope) explained() {
 
 // end gives the build its verdict.
 func (s *scope) end(v *verdict) {
+	v = withLostPods(v, s.build.Status.LostPods)
 	v = limited(v, s.build, s.losses, maxAttemptsOf(s.job))
 	status := &s.build.Status
 	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, v.message
@@ -134,7 +135,11 @@ func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.
 	}
 	after := before.DeepCopy()
 	after.Status = s.build.Status
-	switch err := r.Status().Patch(ctx, after, client.MergeFrom(before)); {
+	patch := client.MergeFrom(before)
+	if len(before.Status.LostPods) != len(after.Status.LostPods) { // a list is written whole: an old view would drop what it does not know
+		patch = client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	}
+	switch err := r.Status().Patch(ctx, after, patch); {
 	case apierrors.IsInvalid(err):
 		return r.explainRefusal(ctx, s.build, err)
 	case err != nil:

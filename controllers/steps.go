@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -56,6 +57,9 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 		return false, nil
 	}
 	if r.hadPod(s.build) {
+		if old, err := r.viewIsOld(ctx, s); old || err != nil { // it may have been lost and be about to be made again
+			return old, err
+		}
 		s.end(decide(facts{now: s.now}))
 		return true, nil
 	}
@@ -129,6 +133,8 @@ func (r *ZuulBuildReconciler) adopt(ctx context.Context, s *scope) error {
 		return client.IgnoreNotFound(err)
 	}
 	switch {
+	case ownedBy(pod, s.build) && slices.ContainsFunc(s.build.Status.LostPods, func(l v1alpha1.LostPod) bool { return l.UID == pod.UID }):
+		s.after = shortestRequeue // the lost one is not gone yet, though the cache thinks so
 	case ownedBy(pod, s.build):
 		r.pods.remember(s.build)
 	case pod.Labels[v1alpha1.LabelBuild] == s.build.Name:
@@ -171,7 +177,11 @@ func (r *ZuulBuildReconciler) expire(ctx context.Context, pod *corev1.Pod) error
 
 // deletePod deletes just this Pod, not one that has taken its name since.
 func (r *ZuulBuildReconciler) deletePod(ctx context.Context, pod *corev1.Pod) error {
-	return client.IgnoreNotFound(r.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}))
+	err := r.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
+	if apierrors.IsConflict(err) {
+		return nil // it is gone, and another has its name
+	}
+	return client.IgnoreNotFound(err)
 }
 
 // deleteLeftBehind deletes the Pod of a build that was itself deleted. The garbage collector would, in its own time.
@@ -199,22 +209,33 @@ func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
 // Pod that vanished before its start was recorded would be made again, and the job run twice.
 type podMemory struct {
 	mu     sync.Mutex
-	builds map[types.NamespacedName]types.UID
+	builds map[types.NamespacedName]rememberedPod
+}
+
+// rememberedPod is the build of a Pod, and which of the build's Pods it is, from 1.
+type rememberedPod struct {
+	build types.UID
+	pod   int
 }
 
 func (m *podMemory) remember(build *v1alpha1.ZuulBuild) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.builds == nil {
-		m.builds = map[types.NamespacedName]types.UID{}
+		m.builds = map[types.NamespacedName]rememberedPod{}
 	}
-	m.builds[client.ObjectKeyFromObject(build)] = build.UID
+	known, pod := m.builds[client.ObjectKeyFromObject(build)], len(build.Status.LostPods)+1
+	if known.build == build.UID {
+		pod = max(pod, known.pod) // the status may be an old one
+	}
+	m.builds[client.ObjectKeyFromObject(build)] = rememberedPod{build.UID, pod}
 }
 
 func (m *podMemory) knows(build *v1alpha1.ZuulBuild) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.builds[client.ObjectKeyFromObject(build)] == build.UID
+	known := m.builds[client.ObjectKeyFromObject(build)]
+	return known.build == build.UID && known.pod > len(build.Status.LostPods)
 }
 
 func (m *podMemory) forget(key types.NamespacedName) {

@@ -42,6 +42,7 @@ type ZuulBuildReconciler struct {
 	pods        podMemory
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
+	podDelays   []time.Duration // nil: defaultPodDelays, likewise
 }
 
 // indexJobName finds the ZuulJob that goes by a Gearman name.
@@ -95,7 +96,9 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 		return ctrl.Result{}, nil
 	}
 	s.build = build.DeepCopy()
-	for _, step := range []step{r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.admit, r.ensurePod, r.observe} {
+	for _, step := range []step{
+		r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.replacePod, r.admit, r.ensurePod, r.observe,
+	} {
 		done, err := step(ctx, s)
 		if err != nil {
 			return ctrl.Result{}, err
@@ -170,7 +173,7 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 	return false, client.IgnoreNotFound(err)
 }
 
-// hadPod tells whether a Pod of the build has existed.
+// hadPod tells whether a Pod of the build has existed, besides those that were lost and are made again.
 func (r *ZuulBuildReconciler) hadPod(build *v1alpha1.ZuulBuild) bool {
 	return build.Status.PodName != "" || r.pods.knows(build)
 }
@@ -223,8 +226,7 @@ func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error)
 			return false, err
 		}
 	}
-	overdue := s.pod != nil && s.pod.DeletionTimestamp != nil && s.now.Sub(s.pod.DeletionTimestamp.Time) >= unreachableGrace
-	if s.pod == nil || podTerminal(s.pod) || overdue {
+	if s.pod == nil || podTerminal(s.pod) || s.unreachableIn() <= 0 {
 		s.recordPod()
 		s.end(abortVerdict(&s.build.Spec))
 		return true, nil
@@ -251,7 +253,10 @@ func abortVerdict(spec *v1alpha1.ZuulBuildSpec) *verdict {
 func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, error) {
 	s.noteGates()
 	f := s.facts()
-	if v := decide(f); v != nil {
+	if v := decide(f); v != nil && s.replaceable(v) {
+		s.losePod(v)
+		return true, nil
+	} else if v != nil {
 		s.recordPod()
 		s.end(v)
 		return true, nil

@@ -2,6 +2,7 @@ package v1alpha1
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // BuildPhase is a one-word summary of a ZuulBuild. Conditions tell more.
@@ -123,6 +124,32 @@ type ZuulBuildSpec struct {
 	AbortReason AbortReason `json:"abortReason,omitempty"`
 }
 
+// LostPod is a Pod of a build that was made again.
+type LostPod struct {
+	// uid of the Pod. Its name was the build's, as that of every Pod of the build.
+	UID types.UID `json:"uid"`
+
+	// nodeName is the node it was on, if it had one.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+
+	// reason is one word for why it was lost: Disrupted, Rejected or PodDeleted.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+
+	// message is a sentence for a person, with the facts behind the reason.
+	// +optional
+	Message string `json:"message,omitempty"`
+
+	// creationTime is when it was made.
+	// +optional
+	CreationTime metav1.Time `json:"creationTime,omitempty"`
+
+	// lostTime is when its loss was seen.
+	// +optional
+	LostTime metav1.Time `json:"lostTime,omitempty"`
+}
+
 // ZuulBuildStatus is what became of it. Only the controllers write it, and only the bridge writes the description. The verdict is given once: the
 // API server refuses a second one, so that a late writer with an old view cannot change what Zuul was told.
 //
@@ -149,6 +176,14 @@ type ZuulBuildStatus struct {
 	// attempts is how often the same change has been tried, this build included, where the infrastructure lost the builds before it. Absent: once.
 	// +optional
 	Attempts int32 `json:"attempts,omitempty"`
+
+	// lostPods are the Pods of this build that the infrastructure took before their main container ran, the oldest first. For each the operator made
+	// another one, without telling Zuul. They have nothing to do with attempts, which are builds. At most spec.maxPods of the ZuulJob less one.
+	// +kubebuilder:validation:MaxItems=20
+	// +listType=map
+	// +listMapKey=uid
+	// +optional
+	LostPods []LostPod `json:"lostPods,omitempty"`
 
 	// conditions: PodScheduled, Started, Complete.
 	// +listType=map

@@ -100,6 +100,14 @@ type ZuulJobSpec struct {
 	// +optional
 	MaxAttempts int32 `json:"maxAttempts,omitempty"`
 
+	// maxPods is how many Pods one build may have: a Pod that the infrastructure takes before its main container ran (evicted, refused by the kubelet,
+	// deleted) is made again, after 10s, then 1m, without Zuul being told. status.lostPods of the build lists such Pods. The loss of the last one is
+	// the loss of the build. 1 means that no Pod is made again. Default 3.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=20
+	// +optional
+	MaxPods int32 `json:"maxPods,omitempty"`
+
 	// retention is how long its builds and their Pods are kept.
 	// +optional
 	Retention *Retention `json:"retention,omitempty"`
