@@ -32,22 +32,28 @@ const expiredDeadline = 1
 // timeouts are the four clocks of a build.
 type timeouts struct{ unscheduled, pending, run, abort time.Duration }
 
-// timeoutsOf gives the clocks of a job; job may be nil.
-func timeoutsOf(job *v1alpha1.ZuulJob) timeouts {
+// timeoutsOf gives the clocks of a build: the job's, else the node class's, else the defaults. Both may be nil.
+func timeoutsOf(job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass) timeouts {
 	limits := timeouts{defaultUnscheduled, defaultPending, defaultRun, defaultAbort}
-	if job == nil || job.Spec.Timeouts == nil {
-		return limits
+	if class != nil {
+		limits.set(class.Spec.Timeouts)
 	}
-	set := func(to *time.Duration, from *metav1.Duration) {
+	if job != nil {
+		limits.set(job.Spec.Timeouts)
+	}
+	return limits
+}
+
+// set takes what is given; nothing below a second, which Pods do not know.
+func (t *timeouts) set(given *v1alpha1.Timeouts) {
+	if given == nil {
+		return
+	}
+	for to, from := range map[*time.Duration]*metav1.Duration{&t.unscheduled: given.Unscheduled, &t.pending: given.Pending, &t.run: given.Run, &t.abort: given.Abort} {
 		if from != nil && from.Duration >= time.Second {
 			*to = from.Duration
 		}
 	}
-	set(&limits.unscheduled, job.Spec.Timeouts.Unscheduled)
-	set(&limits.pending, job.Spec.Timeouts.Pending)
-	set(&limits.run, job.Spec.Timeouts.Run)
-	set(&limits.abort, job.Spec.Timeouts.Abort)
-	return limits
 }
 
 // retentionOf tells how long a completed build keeps its Pod and itself; job may be nil.

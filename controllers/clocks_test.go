@@ -28,14 +28,22 @@ func TestTimeoutsOf(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			got := timeoutsOf(&v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: c.given}})
+			got := timeoutsOf(&v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: c.given}}, nil)
+			if ofClass := timeoutsOf(nil, &v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{Timeouts: c.given}}); ofClass != got {
+				t.Errorf("given by a class: %+v", ofClass)
+			}
 			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(timeouts{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
-	if got := timeoutsOf(nil); got != defaults {
+	if got := timeoutsOf(nil, nil); got != defaults {
 		t.Errorf("without a job: %+v", got)
+	}
+	job := &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: &v1alpha1.Timeouts{Run: duration(time.Minute)}}}
+	class := &v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{Timeouts: &v1alpha1.Timeouts{Run: duration(time.Hour), Pending: duration(time.Hour)}}}
+	if got, want := timeoutsOf(job, class), (timeouts{15 * time.Minute, time.Hour, time.Minute, 30 * time.Second}); got != want {
+		t.Errorf("job and class: %+v, want %+v", got, want)
 	}
 }
 

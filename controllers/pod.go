@@ -71,7 +71,7 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	placePod(&pod.Spec, build.Spec.Node, class)
 	restrictPod(&pod.Spec)
 
-	limits := timeoutsOf(job)
+	limits := timeoutsOf(job, class)
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	pod.Spec.ActiveDeadlineSeconds = ptr.To(int64((limits.pending + limits.run) / time.Second))
 	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(limits.abort / time.Second))

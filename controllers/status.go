@@ -55,7 +55,7 @@ func (s *scope) noteGates() {
 
 // facts are what a verdict on the Pod rests on.
 func (s *scope) facts() facts {
-	f := facts{pod: s.pod, limits: timeoutsOf(s.job), now: s.now}
+	f := facts{pod: s.pod, limits: timeoutsOf(s.job, s.class), now: s.now}
 	if c := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled); c != nil && c.Reason == ReasonScheduling {
 		f.ungated = c.LastTransitionTime.Time
 	}
@@ -83,7 +83,7 @@ func (s *scope) awaitQuota(refusal error) {
 		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionFalse, ReasonQuotaExceeded, refusal.Error())
 		refused = meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
 	}
-	limit := timeoutsOf(s.job).unscheduled
+	limit := timeoutsOf(s.job, s.class).unscheduled
 	left := refused.LastTransitionTime.Add(limit).Sub(s.now)
 	if left <= 0 {
 		s.end(lost(ReasonQuotaExceeded, "no room for the Pod within %s: %v", limit, refusal))
@@ -104,6 +104,7 @@ func (s *scope) explained() {
 // end gives the build its verdict.
 func (s *scope) end(v *verdict) {
 	v = withLostPods(v, s.build.Status.LostPods)
+	v = withPolicy(v, s.job)
 	v = limited(v, s.build, s.losses, maxAttemptsOf(s.job))
 	status := &s.build.Status
 	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, v.message

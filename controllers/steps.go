@@ -63,11 +63,7 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 		s.end(decide(facts{now: s.now}))
 		return true, nil
 	}
-	class, err := r.nodeClass(ctx, s.build.Spec.Node)
-	if err != nil {
-		return false, err
-	}
-	pod, files, err := buildPod(s.build, s.job, class, r.BuildURL(s.build))
+	pod, files, err := buildPod(s.build, s.job, s.class, r.BuildURL(s.build))
 	if err != nil {
 		s.end(unbuildable(err))
 		return true, nil
@@ -158,12 +154,13 @@ func (r *ZuulBuildReconciler) nodeClass(ctx context.Context, name string) (*v1al
 	if err := r.List(ctx, &classes); err != nil {
 		return nil, err
 	}
-	for i := range classes.Items {
-		if classes.Items[i].GearmanName() == name {
-			return &classes.Items[i], nil
-		}
-	}
-	return nil, nil
+	return classes.Find(name), nil
+}
+
+// readClass finds the node class the build asks for.
+func (r *ZuulBuildReconciler) readClass(ctx context.Context, s *scope) (_ bool, err error) {
+	s.class, err = r.nodeClass(ctx, s.build.Spec.Node)
+	return false, err
 }
 
 // expire has the kubelet end a Pod whose run clock is over, by the one way that keeps the Pod and its log: its deadline.

@@ -3,6 +3,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -97,7 +98,7 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 	}
 	s.build = build.DeepCopy()
 	for _, step := range []step{
-		r.readJob, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.replacePod, r.admit, r.ensurePod, r.observe,
+		r.readJob, r.readClass, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.replacePod, r.admit, r.ensurePod, r.observe,
 	} {
 		done, err := step(ctx, s)
 		if err != nil {
@@ -112,10 +113,11 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 
 // scope is what one round knows.
 type scope struct {
-	build  *v1alpha1.ZuulBuild  // a copy; its status is what will be written
-	job    *v1alpha1.ZuulJob    // nil: there is none
-	pod    *corev1.Pod          // nil: there is none
-	losses []v1alpha1.ZuulBuild // the attempts lost before this one, the newest first; not to be changed
+	build  *v1alpha1.ZuulBuild     // a copy; its status is what will be written
+	job    *v1alpha1.ZuulJob       // nil: there is none
+	class  *v1alpha1.ZuulNodeClass // nil: there is none
+	pod    *corev1.Pod             // nil: there is none
+	losses []v1alpha1.ZuulBuild    // the attempts lost before this one, the newest first; not to be changed
 	now    time.Time
 	after  time.Duration // look again after
 
@@ -139,8 +141,9 @@ func (r *ZuulBuildReconciler) readJob(ctx context.Context, s *scope) (bool, erro
 	jobs := v1alpha1.ZuulJobList{}
 	err := r.List(ctx, &jobs, client.InNamespace(s.build.Namespace), client.MatchingFields{indexJobName: s.build.Spec.Job})
 	for i := range jobs.Items {
-		if s.job == nil || jobs.Items[i].CreationTimestamp.Before(&s.job.CreationTimestamp) {
-			s.job = &jobs.Items[i]
+		job := &jobs.Items[i]
+		if s.job == nil || cmp.Or(job.CreationTimestamp.Compare(s.job.CreationTimestamp.Time), cmp.Compare(job.Name, s.job.Name)) < 0 {
+			s.job = job
 		}
 	}
 	return false, err

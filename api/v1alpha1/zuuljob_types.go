@@ -8,7 +8,20 @@ import (
 // ConditionRegistered on a ZuulJob: Zuul can ask for the job. Where it is False the reason and message say what to change.
 const ConditionRegistered = "Registered"
 
-// Timeouts are the clocks of a build. A field left out has the operator's default.
+// ReasonPolicy says what follows from the end of a build.
+// +kubebuilder:validation:Enum=retry;fail
+// +kubebuilder:validation:MaxLength=16
+type ReasonPolicy string
+
+const (
+	// PolicyRetry: no result, so that Zuul runs the job again.
+	PolicyRetry ReasonPolicy = "retry"
+	// PolicyFail: the result is FAILURE.
+	PolicyFail ReasonPolicy = "fail"
+)
+
+// Timeouts are the clocks of a build. A field that a job leaves out has the default of the node class the build asked for; one that neither gives has
+// the operator's, which is named here.
 type Timeouts struct {
 	// unscheduled is how long the Pod may be without a node. Default 15m.
 	// +optional
@@ -99,6 +112,15 @@ type ZuulJobSpec struct {
 	// +kubebuilder:validation:Maximum=100
 	// +optional
 	MaxAttempts int32 `json:"maxAttempts,omitempty"`
+
+	// onReason says what follows where a build ends for one of these reasons, of which none is for certain the job's fault: retry (no result, so that
+	// Zuul runs it again, up to maxAttempts) or fail (FAILURE). Default: retry for Disrupted, Rejected, NodeLost, PodDeleted, Unschedulable,
+	// StartTimeout, QuotaExceeded and Unknown, fail for ImagePullFailed and InitFailed. Pods are made again (maxPods) before that is asked.
+	// +kubebuilder:validation:MaxProperties=10
+	// +kubebuilder:validation:XValidation:rule="self.all(reason, reason in ['Disrupted', 'Rejected', 'NodeLost', 'PodDeleted', 'Unschedulable', 'StartTimeout', 'QuotaExceeded', 'Unknown', 'ImagePullFailed', 'InitFailed'])",message="only Disrupted, Rejected, NodeLost, PodDeleted, Unschedulable, StartTimeout, QuotaExceeded, Unknown, ImagePullFailed and InitFailed are for the job to decide"
+	// +mapType=atomic
+	// +optional
+	OnReason map[string]ReasonPolicy `json:"onReason,omitempty"`
 
 	// maxPods is how many Pods one build may have: a Pod that the infrastructure takes before its main container ran (evicted, refused by the kubelet,
 	// deleted) is made again, after 10s, then 1m, without Zuul being told. status.lostPods of the build lists such Pods. The loss of the last one is

@@ -1,14 +1,16 @@
 package v1alpha1
 
 import (
+	"cmp"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // ZuulNodeClassSpec says where builds of the class run. The zero value means: on Nodes labelled zuulbuild.dev/node with the class's name.
 type ZuulNodeClassSpec struct {
-	// className is what Zuul calls the class (ZUUL_NODE), where that is not the name of this object: printable ASCII without spaces.
-	// Default: metadata.name.
+	// className is what Zuul calls the class (ZUUL_NODE), where that is not the name of this object: printable ASCII without spaces. Where two
+	// objects claim one name, the older says what it means, but the lower maxBuilds counts. Default: metadata.name.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^[!-~]+$`
@@ -35,6 +37,10 @@ type ZuulNodeClassSpec struct {
 	// resources of the main container, where the job gives none.
 	// +optional
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// timeouts are the clocks of builds that ask for the class, where their job gives none.
+	// +optional
+	Timeouts *Timeouts `json:"timeouts,omitempty"`
 
 	// cordonWhenComplete cordons the node a build of the class ran on when the build has ended, whatever its result, if the build's parameter
 	// OFFLINE_NODE_WHEN_COMPLETE is `1` or `true` (in any case). Each build does so at most once: a node uncordoned afterwards stays so until
@@ -72,6 +78,22 @@ type ZuulNodeClassList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []ZuulNodeClass `json:"items"`
+}
+
+// Find gives the class Zuul calls by a name; nil where there is none. Where several claim the name the oldest counts, and of those made in the same
+// second the first by name.
+func (l *ZuulNodeClassList) Find(name string) *ZuulNodeClass {
+	var found *ZuulNodeClass
+	for i := range l.Items {
+		class := &l.Items[i]
+		if class.GearmanName() != name {
+			continue
+		}
+		if found == nil || cmp.Or(class.CreationTimestamp.Compare(found.CreationTimestamp.Time), cmp.Compare(class.Name, found.Name)) < 0 {
+			found = class
+		}
+	}
+	return found
 }
 
 // GearmanName is the name Zuul calls the class by.

@@ -311,6 +311,13 @@ func (in *ZuulJobSpec) DeepCopyInto(out *ZuulJobSpec) {
 		*out = new(Timeouts)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.OnReason != nil {
+		in, out := &in.OnReason, &out.OnReason
+		*out = make(map[string]ReasonPolicy, len(*in))
+		for key, val := range *in {
+			(*out)[key] = val
+		}
+	}
 	if in.Retention != nil {
 		in, out := &in.Retention, &out.Retention
 		*out = new(Retention)
@@ -438,6 +445,11 @@ func (in *ZuulNodeClassSpec) DeepCopyInto(out *ZuulNodeClassSpec) {
 	if in.Resources != nil {
 		in, out := &in.Resources, &out.Resources
 		*out = new(corev1.ResourceRequirements)
+		(*in).DeepCopyInto(*out)
+	}
+	if in.Timeouts != nil {
+		in, out := &in.Timeouts, &out.Timeouts
+		*out = new(Timeouts)
 		(*in).DeepCopyInto(*out)
 	}
 }
