@@ -77,8 +77,8 @@ func (s *Server) findPod(ctx context.Context, build *v1alpha1.ZuulBuild) (*corev
 
 // mainContainer names the container whose log is the build's; empty for a Pod without containers.
 func mainContainer(pod *corev1.Pod) string {
-	if container := v1alpha1.MainContainer(&pod.Spec); container != nil {
-		return container.Name
+	if names := v1alpha1.RequiredContainers(pod); len(names) > 0 {
+		return names[0]
 	}
 	return ""
 }

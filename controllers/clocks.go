@@ -22,6 +22,7 @@ const (
 	configurationGrace  = 30 * time.Second // a missing Secret or ConfigMap may be on its way
 	explainAfter        = 10 * time.Second // a Pod that has not started by then gets a status that says why
 	unreachableGrace    = 5 * time.Minute  // a Pod that should be gone but whose node does not answer
+	settledGrace        = 10 * time.Second // containers that do not matter, when those that do have ended
 	quotaRetry          = 15 * time.Second // a Pod that the namespace's quota has no room for
 	shortestRequeue     = time.Second
 )
@@ -84,6 +85,10 @@ func nextDeadline(f facts) time.Duration {
 		return max(explain.Sub(now), 0)
 	case pod.DeletionTimestamp != nil:
 		due = pod.DeletionTimestamp.Add(unreachableGrace)
+	case toldToEnd(pod) != "":
+		due = toldToEndAt(pod).Add(limits.abort + unreachableGrace)
+	case settledAt(pod) != nil:
+		due = settledAt(pod).Add(settledGrace)
 	case mainStarted(pod) != nil:
 		due = mainStarted(pod).Add(limits.run)
 	case scheduled != nil && scheduled.Status == corev1.ConditionTrue:
@@ -160,14 +165,70 @@ func lastProgress(pod *corev1.Pod) time.Time {
 	return last
 }
 
-// mainStarted is when the main container started, or nil.
-func mainStarted(pod *corev1.Pod) *time.Time {
-	main := v1alpha1.MainContainer(&pod.Spec)
-	if main == nil {
+// settledAt is when the result of a Pod that runs on was certain but for disruptions, or nil: all containers that decide have ended, or the main one
+// has failed.
+func settledAt(pod *corev1.Pod) *time.Time {
+	if podTerminal(pod) {
 		return nil
 	}
+	var last *time.Time
+	for i, name := range v1alpha1.RequiredContainers(pod) {
+		t := terminated(pod, name)
+		if t == nil {
+			return nil
+		}
+		if last == nil || t.FinishedAt.After(*last) {
+			last = &t.FinishedAt.Time
+		}
+		if i == 0 && t.ExitCode != 0 {
+			break
+		}
+	}
+	return last
+}
+
+// terminated is how an ordinary container of the Pod ended, or nil.
+func terminated(pod *corev1.Pod, name string) *corev1.ContainerStateTerminated {
+	for i := range pod.Status.ContainerStatuses {
+		if status := &pod.Status.ContainerStatuses[i]; status.Name == name {
+			return status.State.Terminated
+		}
+	}
+	return nil
+}
+
+// mustEnd says why the operator is to have the kubelet end the Pod, "" for not at all.
+func mustEnd(f facts) string {
+	settled, started := settledAt(f.pod), mainStarted(f.pod)
+	switch {
+	case f.pod.DeletionTimestamp != nil:
+		return ""
+	case settled != nil && f.now.Sub(*settled) >= settledGrace:
+		return v1alpha1.ToldSettled
+	case settled == nil && started != nil && f.now.Sub(*started) >= f.limits.run:
+		return v1alpha1.ToldTimedOut
+	default:
+		return ""
+	}
+}
+
+// toldToEnd is why the operator had the kubelet end the Pod, "" where it has not.
+func toldToEnd(pod *corev1.Pod) string { return pod.Annotations[v1alpha1.AnnotationToldToEnd] }
+
+// toldToEndAt is when that was.
+func toldToEndAt(pod *corev1.Pod) time.Time {
+	at, err := time.Parse(time.RFC3339, pod.Annotations[v1alpha1.AnnotationToldToEndAt])
+	if err != nil {
+		return pod.CreationTimestamp.Time // somebody wrote it who should not
+	}
+	return at
+}
+
+// mainStarted is when the main container started, or nil.
+func mainStarted(pod *corev1.Pod) *time.Time {
+	required := v1alpha1.RequiredContainers(pod)
 	for _, status := range pod.Status.ContainerStatuses {
-		if status.Name != main.Name {
+		if len(required) == 0 || status.Name != required[0] {
 			continue
 		}
 		switch {

@@ -2,11 +2,13 @@ package controllers
 
 import (
 	"cmp"
+	"fmt"
 	"iter"
 	"maps"
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +34,10 @@ const (
 // become a Pod.
 func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass, url string) (*corev1.Pod, *corev1.ConfigMap, error) {
 	own := buildVariables(build, url)
+	required, err := requiredContainers(job.Spec.Template)
+	if err != nil {
+		return nil, nil, err
+	}
 	var template *corev1.PodTemplateSpec
 	if job.Spec.Template != nil {
 		template = job.Spec.Template.DeepCopy()
@@ -53,6 +59,8 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	maps.Copy(pod.Labels, template.Labels)
 	maps.Copy(pod.Annotations, template.Annotations)
 	pod.Labels[v1alpha1.LabelBuild] = build.Name
+	delete(pod.Annotations, v1alpha1.AnnotationToldToEnd)
+	pod.Annotations[v1alpha1.AnnotationRequiredContainers] = strings.Join(required, ",")
 	pod.Annotations[v1alpha1.AnnotationJob] = build.Spec.Job
 	if build.Spec.Node != "" {
 		pod.Annotations[v1alpha1.AnnotationNode] = build.Spec.Node
@@ -76,6 +84,26 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	pod.Spec.ActiveDeadlineSeconds = ptr.To(int64((limits.pending + limits.run) / time.Second))
 	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(limits.abort / time.Second))
 	return pod, files, nil
+}
+
+// requiredContainers are the names of the containers of a template that decide the result, the main one first; template may be nil, for a script. The
+// error is for the person who wrote the template.
+func requiredContainers(template *corev1.PodTemplateSpec) ([]string, error) {
+	if template == nil {
+		return []string{v1alpha1.MainContainerName}, nil
+	}
+	required := v1alpha1.RequiredContainers(&corev1.Pod{Spec: template.Spec})
+	for _, name := range v1alpha1.ContainerNames(template.Annotations[v1alpha1.AnnotationOptionalContainers]) {
+		at := slices.Index(required, name)
+		switch {
+		case at == 0:
+			return nil, fmt.Errorf("annotation %s of the template names %q, which is the main container", v1alpha1.AnnotationOptionalContainers, shorten(name))
+		case at < 0:
+			return nil, fmt.Errorf("annotation %s of the template names %q, which is none of spec.containers, or twice", v1alpha1.AnnotationOptionalContainers, shorten(name))
+		}
+		required = slices.Delete(required, at, at+1)
+	}
+	return required, nil
 }
 
 // ownedMeta is what the objects of a build have in common: its own name, and that they go with it.

@@ -46,7 +46,7 @@ func TestScriptPod(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{
 			Name: "u-1", Namespace: "builds",
 			Labels:      map[string]string{"zuulbuild.dev/build": "u-1"},
-			Annotations: map[string]string{"zuulbuild.dev/job": "gate-Project.unit_tests", "zuulbuild.dev/number": "7"},
+			Annotations: map[string]string{"zuulbuild.dev/job": "gate-Project.unit_tests", "zuulbuild.dev/number": "7", "zuulbuild.dev/required-containers": "build"},
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: "zuulbuild.dev/v1alpha1", Kind: "ZuulBuild", Name: "u-1", UID: "build-uid", Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(true),
 			}},
@@ -231,7 +231,8 @@ func TestTemplateIsLeftAlone(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"team": "a", "zuulbuild.dev/build": "u-1"}, pod.Labels); diff != "" {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(map[string]string{"note": "b", "zuulbuild.dev/job": "gate-Project.unit_tests", "zuulbuild.dev/number": "7"}, pod.Annotations); diff != "" {
+	annotations := map[string]string{"note": "b", "zuulbuild.dev/job": "gate-Project.unit_tests", "zuulbuild.dev/number": "7", "zuulbuild.dev/required-containers": "build,partly"}
+	if diff := cmp.Diff(annotations, pod.Annotations); diff != "" {
 		t.Errorf("annotations (-want +got):\n%s", diff)
 	}
 }

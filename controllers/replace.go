@@ -52,8 +52,9 @@ func neverBegan(pod *corev1.Pod) bool {
 	if c := podCondition(pod, corev1.DisruptionTarget); c != nil && c.Reason == "DeletionByPodGC" {
 		return false
 	}
+	own := slices.Concat(v1alpha1.RequiredContainers(pod), v1alpha1.ContainerNames(pod.Annotations[v1alpha1.AnnotationOptionalContainers]))
 	return !slices.ContainsFunc(pod.Status.ContainerStatuses, func(status corev1.ContainerStatus) bool {
-		return status.State.Running != nil || status.State.Terminated != nil || status.LastTerminationState.Terminated != nil
+		return slices.Contains(own, status.Name) && (status.State.Running != nil || status.State.Terminated != nil || status.LastTerminationState.Terminated != nil)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -163,13 +164,14 @@ func (r *ZuulBuildReconciler) readClass(ctx context.Context, s *scope) (_ bool, 
 	return false, err
 }
 
-// expire has the kubelet end a Pod whose run clock is over, by the one way that keeps the Pod and its log: its deadline.
-func (r *ZuulBuildReconciler) expire(ctx context.Context, pod *corev1.Pod) error {
-	if deadline := pod.Spec.ActiveDeadlineSeconds; deadline != nil && *deadline == expiredDeadline {
+// expire has the kubelet end the Pod, by the one way that keeps it and its log: its deadline. Why is noted on the Pod, for the verdict.
+func (r *ZuulBuildReconciler) expire(ctx context.Context, s *scope, why string) error {
+	if toldToEnd(s.pod) != "" {
 		return nil
 	}
-	patch := fmt.Appendf(nil, `{"spec":{"activeDeadlineSeconds":%d}}`, expiredDeadline)
-	return client.IgnoreNotFound(r.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, patch)))
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q,%q:%q}},"spec":{"activeDeadlineSeconds":%d}}`,
+		v1alpha1.AnnotationToldToEnd, why, v1alpha1.AnnotationToldToEndAt, s.now.UTC().Format(time.RFC3339), expiredDeadline)
+	return client.IgnoreNotFound(r.Patch(ctx, s.pod.DeepCopy(), client.RawPatch(types.MergePatchType, patch)))
 }
 
 // deletePod deletes just this Pod, not one that has taken its name since.

@@ -132,6 +132,10 @@ func nodeLost(f facts) *verdict {
 	if f.pod.Status.Reason == "NodeLost" || overdue {
 		return lost(ReasonNodeLost, "node %s does not answer", f.pod.Spec.NodeName)
 	}
+	if toldToEnd(f.pod) != "" && !podTerminal(f.pod) && f.now.Sub(toldToEndAt(f.pod)) >= f.limits.abort+unreachableGrace {
+		return lost(ReasonNodeLost, "node %s does not answer: it has not ended the Pod, which has been due since %s (%s)",
+			f.pod.Spec.NodeName, toldToEndAt(f.pod).UTC().Format(time.RFC3339), toldToEnd(f.pod))
+	}
 	return nil
 }
 
@@ -139,6 +143,9 @@ func nodeLost(f facts) *verdict {
 // unless its run clock was over when it was deleted.
 func timedOut(f facts) *verdict {
 	if f.pod.Status.Phase != corev1.PodFailed || f.pod.Status.Reason != "DeadlineExceeded" || f.pod.DeletionTimestamp != nil && !ranOut(f) {
+		return nil
+	}
+	if toldToEnd(f.pod) == v1alpha1.ToldSettled { // only containers that do not matter ran so long
 		return nil
 	}
 	if mainStarted(f.pod) == nil {
@@ -155,7 +162,7 @@ func ranOut(f facts) bool {
 		return false
 	}
 	asked := f.pod.DeletionTimestamp.Add(-time.Duration(ptr.Deref(f.pod.DeletionGracePeriodSeconds, 0)) * time.Second)
-	return deadline != nil && *deadline == expiredDeadline || !asked.Before(started.Add(f.limits.run))
+	return toldToEnd(f.pod) != v1alpha1.ToldSettled && deadline != nil && *deadline == expiredDeadline || !asked.Before(started.Add(f.limits.run))
 }
 
 func imageInvalid(f facts) *verdict {
@@ -180,8 +187,10 @@ func waitingVerdict(f facts, grace time.Duration, reason string, kubelet ...stri
 	if since.IsZero() || f.now.Sub(since) < grace {
 		return nil
 	}
-	for _, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
-		if w := status.State.Waiting; w != nil && slices.Contains(kubelet, w.Reason) {
+	required := v1alpha1.RequiredContainers(f.pod)
+	for i, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
+		matters := i < len(f.pod.Status.InitContainerStatuses) || slices.Contains(required, status.Name)
+		if w := status.State.Waiting; w != nil && matters && slices.Contains(kubelet, w.Reason) {
 			return failed(reason, "container %s: %s: %s", status.Name, w.Reason, w.Message)
 		}
 	}
@@ -236,38 +245,50 @@ func exitCode(f facts) *verdict {
 	return firstEnd(f, ReasonExitCode, func(t *corev1.ContainerStateTerminated) bool { return t.ExitCode != 0 })
 }
 
-// firstEnd is FAILURE where a container of a failed Pod ended as `matches` says; the main container is asked first.
+// firstEnd is FAILURE where a container that matters, of a failed Pod, ended as `matches` says; the main container is asked first.
 func firstEnd(f facts, reason string, matches func(*corev1.ContainerStateTerminated) bool) *verdict {
 	if f.pod.Status.Phase != corev1.PodFailed {
 		return nil
 	}
-	main := v1alpha1.MainContainer(&f.pod.Spec)
-	for _, mainOnly := range []bool{true, false} {
-		for _, status := range f.pod.Status.ContainerStatuses {
-			t := status.State.Terminated
-			if t != nil && (main != nil && status.Name == main.Name) == mainOnly && matches(t) {
-				return failed(reason, "container %s", describeEnd(&f.pod.Spec, status.Name, t))
-			}
+	for _, name := range v1alpha1.RequiredContainers(f.pod) {
+		if t := terminated(f.pod, name); t != nil && matches(t) {
+			return failed(reason, "container %s", describeEnd(&f.pod.Spec, name, t))
 		}
 	}
 	return nil
 }
 
-// succeeded asks for more than the Pod's phase: every ordinary container of the spec must have been seen to end, with 0.
+// succeeded asks for more than the Pod's phase: every container that matters must have been seen to end, with 0.
 func succeeded(f facts) *verdict {
-	if f.pod.Status.Phase != corev1.PodSucceeded {
+	if f.pod.Status.Phase != corev1.PodSucceeded && !onlyOthersFailed(f.pod) {
 		return nil
 	}
-	for _, container := range f.pod.Spec.Containers {
-		ended := slices.ContainsFunc(f.pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
-			t := s.State.Terminated
-			return s.Name == container.Name && t != nil && t.ExitCode == 0 && t.FinishedAt.Unix() > 0
-		})
-		if !ended {
-			return lost(ReasonUnknown, "the Pod says Succeeded, but container %s was not seen to end with 0", container.Name)
+	required := v1alpha1.RequiredContainers(f.pod)
+	for _, name := range required {
+		if t := terminated(f.pod, name); t == nil || t.ExitCode != 0 || t.FinishedAt.Unix() <= 0 {
+			return lost(ReasonUnknown, "the Pod says %s, but container %s was not seen to end with 0", f.pod.Status.Phase, name)
 		}
 	}
+	if len(required) == 0 {
+		return nil
+	}
 	return &verdict{v1alpha1.PhaseSucceeded, ResultSuccess, ReasonSucceeded, ""}
+}
+
+// onlyOthersFailed: the Pod has failed, which is all explained by a container that does not matter: it ended badly, or it ran on until the operator had
+// it ended.
+func onlyOthersFailed(pod *corev1.Pod) bool {
+	switch {
+	case pod.Status.Phase != corev1.PodFailed:
+		return false
+	case pod.Status.Reason == "DeadlineExceeded":
+		return toldToEnd(pod) == v1alpha1.ToldSettled
+	}
+	required := v1alpha1.RequiredContainers(pod)
+	return pod.Status.Reason == "" && slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+		t := s.State.Terminated
+		return t != nil && t.ExitCode != 0 && t.FinishedAt.Unix() > 0 && !slices.Contains(required, s.Name)
+	})
 }
 
 func unknown(f facts) *verdict {

@@ -264,8 +264,10 @@ func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, erro
 		s.end(v)
 		return true, nil
 	}
-	if started := mainStarted(s.pod); started != nil && s.now.Sub(*started) >= f.limits.run && s.pod.DeletionTimestamp == nil {
-		return true, r.expire(ctx, s.pod)
+	if why := mustEnd(f); why != "" {
+		if err := r.expire(ctx, s, why); err != nil {
+			return false, err
+		}
 	}
 	s.recordPod()
 	s.after = nextDeadline(f)

@@ -1,5 +1,13 @@
 package v1alpha1
 
+// Values of AnnotationToldToEnd.
+const (
+	// ToldTimedOut: the run clock was over.
+	ToldTimedOut = "TimedOut"
+	// ToldSettled: the containers that decide had ended, while others ran on.
+	ToldSettled = "Settled"
+)
+
 // Labels and annotations. Values of labels are at most 63 characters, so a name that may be longer travels in an annotation.
 const (
 	// LabelNode on a Node makes the node class of that name exist, and is the default node selector of every class.
@@ -19,6 +27,15 @@ const (
 	AnnotationNode = "zuulbuild.dev/node"
 	// AnnotationNumber on a Pod is the build number.
 	AnnotationNumber = "zuulbuild.dev/number"
+	// AnnotationOptionalContainers in the template of a ZuulJob names containers, separated by commas, whose end does not matter to the result.
+	AnnotationOptionalContainers = "zuulbuild.dev/optional-containers"
+	// AnnotationRequiredContainers on a Pod names the containers, separated by commas, that decide the result: the main one, then every other of the
+	// template that is not optional. What else is in the Pod somebody put there since.
+	AnnotationRequiredContainers = "zuulbuild.dev/required-containers"
+	// AnnotationToldToEnd on a Pod is why the operator had the kubelet end it by its deadline: ToldTimedOut or ToldSettled.
+	AnnotationToldToEnd = "zuulbuild.dev/told-to-end"
+	// AnnotationToldToEndAt on a Pod is when that was, in RFC 3339.
+	AnnotationToldToEndAt = "zuulbuild.dev/told-to-end-at"
 	// AnnotationCordonedBy on a Node is the build that cordoned it last, as NAMESPACE/NAME/UID, so that no build cordons a node twice.
 	AnnotationCordonedBy = "zuulbuild.dev/cordoned-by"
 )
