@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -21,7 +22,7 @@ import (
 // may run them again and asks them to stand that; any other container of the job may do what must not be done twice.
 //
 // status.lostPods is all the memory there is: the loss is written before the Pod is deleted, and the next Pod is made only when the API server knows
-// the last no more, by a view of the build that it says is the newest. So whatever is interrupted goes on where it was.
+// the last no more, by a view of the build that it says is the newest (ensurePod). So whatever is interrupted goes on where it was.
 
 const defaultMaxPods = 3
 
@@ -76,7 +77,7 @@ func (s *scope) losePod(v *verdict) {
 // replacePod clears a lost Pod away, and holds the next one back for a while.
 func (r *ZuulBuildReconciler) replacePod(ctx context.Context, s *scope) (bool, error) {
 	lostPods := s.build.Status.LostPods
-	if s.pod != nil && slices.ContainsFunc(lostPods, func(l v1alpha1.LostPod) bool { return l.UID == s.pod.UID }) {
+	if s.pod != nil && listedAsLost(s.build, s.pod.UID) {
 		switch left := s.unreachableIn(); {
 		case s.pod.DeletionTimestamp == nil:
 			s.after = shortestRequeue
@@ -100,7 +101,11 @@ func (r *ZuulBuildReconciler) replacePod(ctx context.Context, s *scope) (bool, e
 		return true, nil
 	}
 	s.after = 0
-	return r.viewIsOld(ctx, s)
+	return false, nil
+}
+
+func listedAsLost(build *v1alpha1.ZuulBuild, pod types.UID) bool {
+	return slices.ContainsFunc(build.Status.LostPods, func(l v1alpha1.LostPod) bool { return l.UID == pod })
 }
 
 // unreachableIn is how long until the node of a Pod that is being deleted counts as unreachable.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -205,26 +206,33 @@ func TestStopBetweenTwoPods(t *testing.T) {
 	}
 }
 
-// TestPodMemory: what is remembered counts for the Pod after those that were lost, and an old status does not make it forget.
+// TestPodMemory: a Pod that was made or met counts until the status lists it as lost, and an old status does not make it forgotten.
 func TestPodMemory(t *testing.T) {
 	build := zuulBuild("job")
 	build.UID = "b"
 	m := &podMemory{}
-	with := func(lost int) *v1alpha1.ZuulBuild {
+	lost := func(pods ...types.UID) *v1alpha1.ZuulBuild {
 		b := build.DeepCopy()
-		b.Status.LostPods = make([]v1alpha1.LostPod, lost)
+		for _, pod := range pods {
+			b.Status.LostPods = append(b.Status.LostPods, v1alpha1.LostPod{UID: pod})
+		}
 		return b
 	}
-	if m.knows(with(0)) {
+	pod := func(uid types.UID) *corev1.Pod { return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: uid}} }
+	if m.knows(lost()) {
 		t.Error("knows a Pod nobody made")
 	}
-	m.remember(with(0))
-	if !m.knows(with(0)) || m.knows(with(1)) {
-		t.Error("the first Pod made is another one than the second")
+	m.remember(lost(), pod("1"))
+	if !m.knows(lost()) || m.knows(lost("1")) {
+		t.Error("the first Pod counts only until it is lost")
 	}
-	m.remember(with(1))
-	m.remember(with(0))
-	if !m.knows(with(1)) || m.knows(with(2)) {
-		t.Error("an old status made it forget the second Pod")
+	m.remember(lost("1"), pod("2"))
+	m.remember(lost(), pod("1"))
+	if !m.knows(lost("1")) || m.knows(lost("1", "2")) {
+		t.Error("an old view made it forget the second Pod")
+	}
+	other := lost()
+	if other.UID = "c"; m.knows(other) {
+		t.Error("a later build of the name is another one")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -52,15 +53,16 @@ func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, erro
 
 func podEnded(pod *corev1.Pod) bool { return pod == nil || podTerminal(pod) }
 
-// ensurePod makes the Pod of a build that has had none. Its name is the build's, so that there is one at a time whoever else tries.
+// ensurePod makes the Pod of a build that has had none, or has lost those it had. Its name is the build's, so that there is one at a time whoever else tries.
 func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, error) {
 	if s.pod != nil {
 		return false, nil
 	}
+	// Only the newest view of the build says for certain that it has no verdict yet, and which of its Pods were lost.
+	if old, err := r.viewIsOld(ctx, s); old || err != nil {
+		return old, err
+	}
 	if r.hadPod(s.build) {
-		if old, err := r.viewIsOld(ctx, s); old || err != nil { // it may have been lost and be about to be made again
-			return old, err
-		}
 		s.end(decide(facts{now: s.now}))
 		return true, nil
 	}
@@ -77,7 +79,7 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	err = r.Create(ctx, pod)
 	switch {
 	case err == nil:
-		r.pods.remember(s.build)
+		r.pods.remember(s.build, pod)
 		s.explained()
 		s.after = explainAfter
 		return true, nil
@@ -130,15 +132,18 @@ func (r *ZuulBuildReconciler) adopt(ctx context.Context, s *scope) error {
 		return client.IgnoreNotFound(err)
 	}
 	switch {
-	case ownedBy(pod, s.build) && slices.ContainsFunc(s.build.Status.LostPods, func(l v1alpha1.LostPod) bool { return l.UID == pod.UID }):
+	case ownedBy(pod, s.build) && listedAsLost(s.build, pod.UID):
 		s.after = shortestRequeue // the lost one is not gone yet, though the cache thinks so
 	case ownedBy(pod, s.build):
-		r.pods.remember(s.build)
+		r.pods.remember(s.build, pod)
 	case pod.Labels[v1alpha1.LabelBuild] == s.build.Name:
 		// The Pod of an earlier build of the same name: it may still run, so the name is free only when it is gone.
 		s.after = shortestRequeue
 		if pod.DeletionTimestamp == nil {
 			return r.deletePod(ctx, pod)
+		}
+		if s.now.Sub(pod.DeletionTimestamp.Time) >= unreachableGrace {
+			s.end(lost(ReasonNodeLost, "the Pod of an earlier build of the same name is still there, because node %s does not answer", pod.Spec.NodeName))
 		}
 	default:
 		s.end(failed(ReasonInvalidPod, "a Pod named %s that does not belong to the build is in the way", pod.Name))
@@ -175,12 +180,25 @@ func (r *ZuulBuildReconciler) expire(ctx context.Context, s *scope, why string) 
 }
 
 // deletePod deletes just this Pod, not one that has taken its name since.
-func (r *ZuulBuildReconciler) deletePod(ctx context.Context, pod *corev1.Pod) error {
-	err := r.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
+func (r *ZuulBuildReconciler) deletePod(ctx context.Context, pod *corev1.Pod, options ...client.DeleteOption) error {
+	err := r.Delete(ctx, pod, append(options, client.Preconditions{UID: &pod.UID})...)
 	if apierrors.IsConflict(err) {
 		return nil // it is gone, and another has its name
 	}
 	return client.IgnoreNotFound(err)
+}
+
+// forceDelete takes the Pod of a completed build out of the API where its node does not let it go, if the node class asks for that.
+func (r *ZuulBuildReconciler) forceDelete(ctx context.Context, s *scope) (bool, error) {
+	if !s.build.Complete() || s.pod == nil || s.pod.DeletionTimestamp == nil || s.class == nil || !s.class.Spec.ForceDeleteUnreachable {
+		return false, nil
+	}
+	if s.after = s.unreachableIn(); s.after > 0 {
+		return true, nil
+	}
+	s.after = shortestRequeue
+	ctrl.LoggerFrom(ctx).Info("Pod deleted by force: its node does not answer", "pod", s.pod.Name, "node", s.pod.Spec.NodeName, "class", s.class.Name)
+	return true, r.deletePod(ctx, s.pod, client.GracePeriodSeconds(0))
 }
 
 // deleteLeftBehind deletes the Pod of a build that was itself deleted. The garbage collector would, in its own time.
@@ -204,37 +222,40 @@ func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
 	return owner != nil && owner.UID == build.UID
 }
 
-// podMemory is the builds whose Pod this process has made or met and whose status does not say so yet. It only ever adds caution: without it, a
-// Pod that vanished before its start was recorded would be made again, and the job run twice.
+// podMemory is the Pods this process has made or met, by their builds. It only ever adds caution: without it, a Pod that vanished before its start was
+// recorded would be made again, and the job run twice.
 type podMemory struct {
 	mu     sync.Mutex
-	builds map[types.NamespacedName]rememberedPod
+	builds map[types.NamespacedName]rememberedPods
 }
 
-// rememberedPod is the build of a Pod, and which of the build's Pods it is, from 1.
-type rememberedPod struct {
+type rememberedPods struct {
 	build types.UID
-	pod   int
+	pods  []types.UID
 }
 
-func (m *podMemory) remember(build *v1alpha1.ZuulBuild) {
+func (m *podMemory) remember(build *v1alpha1.ZuulBuild, pod *corev1.Pod) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.builds == nil {
-		m.builds = map[types.NamespacedName]rememberedPod{}
+		m.builds = map[types.NamespacedName]rememberedPods{}
 	}
-	known, pod := m.builds[client.ObjectKeyFromObject(build)], len(build.Status.LostPods)+1
-	if known.build == build.UID {
-		pod = max(pod, known.pod) // the status may be an old one
+	known := m.builds[client.ObjectKeyFromObject(build)]
+	if known.build != build.UID {
+		known = rememberedPods{build: build.UID}
 	}
-	m.builds[client.ObjectKeyFromObject(build)] = rememberedPod{build.UID, pod}
+	if !slices.Contains(known.pods, pod.UID) {
+		known.pods = append(known.pods, pod.UID)
+	}
+	m.builds[client.ObjectKeyFromObject(build)] = known
 }
 
+// knows tells whether the build has had a Pod besides those that its status lists as lost. The status may be an old one.
 func (m *podMemory) knows(build *v1alpha1.ZuulBuild) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	known := m.builds[client.ObjectKeyFromObject(build)]
-	return known.build == build.UID && known.pod > len(build.Status.LostPods)
+	return known.build == build.UID && slices.ContainsFunc(known.pods, func(pod types.UID) bool { return !listedAsLost(build, pod) })
 }
 
 func (m *podMemory) forget(key types.NamespacedName) {

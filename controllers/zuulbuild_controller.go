@@ -98,7 +98,8 @@ func (r *ZuulBuildReconciler) Reconcile(ctx context.Context, request ctrl.Reques
 	}
 	s.build = build.DeepCopy()
 	for _, step := range []step{
-		r.readJob, r.readClass, r.readPod, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.replacePod, r.admit, r.ensurePod, r.observe,
+		r.readJob, r.readClass, r.readPod, r.forceDelete, r.collect, r.readLosses, r.refuse, r.number, r.abort, r.delay, r.replacePod, r.admit,
+		r.ensurePod, r.observe,
 	} {
 		done, err := step(ctx, s)
 		if err != nil {
@@ -172,6 +173,9 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 	}
 	if err == nil && ownedBy(pod, s.build) {
 		s.pod = pod
+		if !s.build.Complete() {
+			r.pods.remember(s.build, pod)
+		}
 	}
 	return false, client.IgnoreNotFound(err)
 }
@@ -221,8 +225,9 @@ func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error)
 	}
 	if s.pod == nil && !r.hadPod(s.build) {
 		// The cache may not know a Pod that an operator before this one made.
-		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), &corev1.Pod{}); err == nil {
-			r.pods.remember(s.build)
+		pod := &corev1.Pod{}
+		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), pod); err == nil {
+			r.pods.remember(s.build, pod)
 			s.after = shortestRequeue
 			return true, nil
 		} else if !apierrors.IsNotFound(err) {

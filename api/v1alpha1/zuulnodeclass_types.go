@@ -42,6 +42,13 @@ type ZuulNodeClassSpec struct {
 	// +optional
 	Timeouts *Timeouts `json:"timeouts,omitempty"`
 
+	// forceDeleteUnreachable has Pods of the class's builds taken out of the API where their node does not let them go: five minutes after they should
+	// have gone, and never before their build has its verdict. Their containers may run on where the node is only cut off, so it is for nodes that are
+	// known to be gone for good when they do not answer (spot instances, say). Default false: such Pods stay, as Kubernetes has it, until their node
+	// comes back or is deleted.
+	// +optional
+	ForceDeleteUnreachable bool `json:"forceDeleteUnreachable,omitempty"`
+
 	// cordonWhenComplete cordons the node a build of the class ran on when the build has ended, whatever its result, if the build's parameter
 	// OFFLINE_NODE_WHEN_COMPLETE is `1` or `true` (in any case). Each build does so at most once: a node uncordoned afterwards stays so until
 	// another build asks. Default false: the parameter is only passed on, since each build has a Pod of its own anyway.
