@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 )
 
 // world is a cluster with one build, in memory, on a clock of its own. It keeps every version of the build and of its Pod: the reconciler's cache shows
@@ -72,6 +73,7 @@ func newWorld(job *v1alpha1.ZuulJob) *world {
 func (w *world) restart() {
 	w.operator = &ZuulBuildReconciler{
 		Client: w, Live: live{w: w}, Recorder: &events.FakeRecorder{}, Clock: w, BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" },
+		Builds: capacity.NewBuilds(), MaxBuilds: 10, // there is but one
 	}
 	w.catchUp()
 }
