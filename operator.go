@@ -173,7 +173,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
 			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: o.maxBuilds, BuildURL: buildURL,
-			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{},
+			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: metrics.Registry,
 		}
 		return reconciler.SetupWithManager(term)
 	}}

@@ -10,21 +10,19 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// Defaults of the clocks and of retention; docs/jobs.md tells them to users.
+// Defaults of the clocks; docs/jobs.md tells them to users.
 const (
-	defaultUnscheduled  = 15 * time.Minute
-	defaultPending      = 15 * time.Minute
-	defaultRun          = 3 * time.Hour
-	defaultAbort        = 30 * time.Second
-	defaultPodRetention = time.Hour
-	defaultKeepBuild    = 7 * 24 * time.Hour
-	imageGrace          = 2 * time.Minute  // an image that cannot be pulled: registries stumble, ImagePullBackOff retries meanwhile
-	configurationGrace  = 30 * time.Second // a missing Secret or ConfigMap may be on its way
-	explainAfter        = 10 * time.Second // a Pod that has not started by then gets a status that says why
-	unreachableGrace    = 5 * time.Minute  // a Pod that should be gone but whose node does not answer
-	settledGrace        = 10 * time.Second // containers that do not matter, when those that do have ended
-	quotaRetry          = 15 * time.Second // a Pod that the namespace's quota has no room for
-	shortestRequeue     = time.Second
+	defaultUnscheduled = 15 * time.Minute
+	defaultPending     = 15 * time.Minute
+	defaultRun         = 3 * time.Hour
+	defaultAbort       = 30 * time.Second
+	imageGrace         = 2 * time.Minute  // an image that cannot be pulled: registries stumble, ImagePullBackOff retries meanwhile
+	configurationGrace = 30 * time.Second // a missing Secret or ConfigMap may be on its way
+	explainAfter       = 10 * time.Second // a Pod that has not started by then gets a status that says why
+	unreachableGrace   = 5 * time.Minute  // a Pod that should be gone but whose node does not answer
+	settledGrace       = 10 * time.Second // containers that do not matter, when those that do have ended
+	quotaRetry         = 15 * time.Second // a Pod that the namespace's quota has no room for
+	shortestRequeue    = time.Second
 )
 
 // expiredDeadline, in seconds, is the deadline the operator gives a Pod that the kubelet is to end: the least there is.
@@ -55,20 +53,6 @@ func (t *timeouts) set(given *v1alpha1.Timeouts) {
 			*to = from.Duration
 		}
 	}
-}
-
-// retentionOf tells how long a completed build keeps its Pod and itself; job may be nil.
-func retentionOf(job *v1alpha1.ZuulJob) (pod, build time.Duration) {
-	pod, build = defaultPodRetention, defaultKeepBuild
-	if job != nil && job.Spec.Retention != nil {
-		if job.Spec.Retention.Pod != nil {
-			pod = job.Spec.Retention.Pod.Duration
-		}
-		if job.Spec.Retention.Build != nil {
-			build = job.Spec.Retention.Build.Duration
-		}
-	}
-	return pod, build
 }
 
 // nextDeadline is how long until the clock that is running now would end the build, so that the build is looked at again just then. Zero means

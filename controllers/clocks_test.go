@@ -47,30 +47,6 @@ func TestTimeoutsOf(t *testing.T) {
 	}
 }
 
-func TestRetentionOf(t *testing.T) {
-	job := func(retention *v1alpha1.Retention) *v1alpha1.ZuulJob {
-		return &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Retention: retention}}
-	}
-	cases := []struct {
-		name       string
-		job        *v1alpha1.ZuulJob
-		pod, build time.Duration
-	}{
-		{"no job", nil, time.Hour, 168 * time.Hour},
-		{"nothing given", job(nil), time.Hour, 168 * time.Hour},
-		{"empty", job(&v1alpha1.Retention{}), time.Hour, 168 * time.Hour},
-		{"pod", job(&v1alpha1.Retention{Pod: duration(0)}), 0, 168 * time.Hour},
-		{"build", job(&v1alpha1.Retention{Build: duration(time.Minute)}), time.Hour, time.Minute},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if pod, build := retentionOf(c.job); pod != c.pod || build != c.build {
-				t.Errorf("got %s and %s, want %s and %s", pod, build, c.pod, c.build)
-			}
-		})
-	}
-}
-
 func TestNextDeadline(t *testing.T) {
 	const node = 20 * time.Second
 	starting := newPod(onNode(node), waitingFor("build", "ContainerCreating", ""))

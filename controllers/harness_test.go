@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -45,10 +46,21 @@ type harness struct {
 	*testing.T
 	api       client.Client // the test's own, past every cache
 	namespace string
-	delays    []time.Duration // before a retry; nil for the real ones
-	maxBuilds int             // 0 for more than any test has
-	podDelays []time.Duration // before a Pod is made again; nil for the real ones
+	delays    []time.Duration      // before a retry; nil for the real ones
+	maxBuilds int                  // 0 for more than any test has
+	podDelays []time.Duration      // before a Pod is made again; nil for the real ones
+	ahead     time.Duration        // of the time, the reconciler's clock
+	registry  *prometheus.Registry // of the reconciler that was started last
 }
+
+// fastClock is ahead of the time.
+type fastClock struct {
+	clock.RealClock
+	ahead time.Duration
+}
+
+func (c fastClock) Now() time.Time                  { return time.Now().Add(c.ahead) }
+func (c fastClock) Since(t time.Time) time.Duration { return c.Now().Sub(t) }
 
 func newHarness(t *testing.T) *harness {
 	t.Helper()
@@ -93,12 +105,13 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	if err != nil {
 		h.Fatal(err)
 	}
+	h.registry = prometheus.NewPedanticRegistry()
 	reconciler := &ZuulBuildReconciler{
 		Builds: builds, MaxBuilds: cmp.Or(h.maxBuilds, 1000),
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
-		Recorder: mgr.GetEventRecorder("test"), Clock: clock.RealClock{},
+		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: h.registry,
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
-		retryDelays: h.delays, podDelays: h.podDelays,
+		retryDelays: h.delays, podDelays: h.podDelays, gatherFor: 200 * time.Millisecond,
 	}
 	if err := SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		h.Fatal(err)

@@ -19,39 +19,22 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// collect clears away what a completed build leaves: a Pod that still runs at once, one that ended and the build itself when their time is over.
+// collect deletes the Pod of a completed build: one that still runs at once, one that ended when its time is over. The build itself is seen to
+// together with the other finished builds of its job, in finished.go.
 func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, error) {
 	if !s.build.Complete() {
 		return false, nil
 	}
 	r.pods.forget(client.ObjectKeyFromObject(s.build))
-	completed := s.now
-	if s.build.Status.CompletionTime != nil {
-		completed = s.build.Status.CompletionTime.Time
-	}
-	keepPod, keepBuild := retentionOf(s.job)
-	if !podEnded(s.pod) || s.build.Status.Phase == v1alpha1.PhaseAborted {
-		keepPod = 0
-	}
-	if remembered(s.build) {
-		keepBuild = max(keepBuild, retryWindow)
-	}
-	if left := completed.Add(keepBuild).Sub(s.now); left <= 0 {
-		return true, client.IgnoreNotFound(r.Delete(ctx, s.build, client.Preconditions{UID: &s.build.UID}))
-	} else {
-		s.after = left
-	}
 	if s.pod == nil || s.pod.DeletionTimestamp != nil {
 		return true, nil
 	}
-	if left := completed.Add(keepPod).Sub(s.now); left > 0 {
-		s.after = min(s.after, left)
+	if left := keepingOf(s.job).podUntil(s.build, podTerminal(s.pod)).Sub(s.now); left > 0 {
+		s.after = left
 		return true, nil
 	}
 	return true, r.deletePod(ctx, s.pod)
 }
-
-func podEnded(pod *corev1.Pod) bool { return pod == nil || podTerminal(pod) }
 
 // ensurePod makes the Pod of a build that has had none, or has lost those it had. Its name is the build's, so that there is one at a time whoever else tries.
 func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, error) {
@@ -214,7 +197,7 @@ func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.Na
 	if pod.DeletionTimestamp != nil || pod.Labels[v1alpha1.LabelBuild] != key.Name {
 		return nil
 	}
-	return r.deletePod(ctx, pod)
+	return r.deleteOrphan(ctx, pod, orphanDeleted)
 }
 
 func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
@@ -222,11 +205,13 @@ func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
 	return owner != nil && owner.UID == build.UID
 }
 
-// podMemory is the Pods this process has made or met, by their builds. It only ever adds caution: without it, a Pod that vanished before its start was
-// recorded would be made again, and the job run twice.
+// podMemory is what this process knows of Pods beyond what their builds' status says. It only ever adds caution: without it, a Pod that vanished
+// before its start was recorded would be made again, and the job run twice; and one that ended and vanished before its end was looked at, as by the
+// cluster's terminated-pod-gc, would count as lost.
 type podMemory struct {
 	mu     sync.Mutex
-	builds map[types.NamespacedName]rememberedPods
+	builds map[types.NamespacedName]rememberedPods // the Pods that were made or met here
+	ended  map[types.NamespacedName]*corev1.Pod    // by build: how its Pod was seen to end, before anybody deleted it
 }
 
 type rememberedPods struct {
@@ -258,8 +243,35 @@ func (m *podMemory) knows(build *v1alpha1.ZuulBuild) bool {
 	return known.build == build.UID && slices.ContainsFunc(known.pods, func(pod types.UID) bool { return !listedAsLost(build, pod) })
 }
 
+// note lets every event of a Pod pass, and keeps the Pod if it has ended by itself.
+func (m *podMemory) note(object client.Object) bool {
+	pod := object.(*corev1.Pod)
+	owner := metav1.GetControllerOf(pod)
+	if owner == nil || !podTerminal(pod) || pod.DeletionTimestamp != nil {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended == nil {
+		m.ended = map[types.NamespacedName]*corev1.Pod{}
+	}
+	m.ended[types.NamespacedName{Namespace: pod.Namespace, Name: owner.Name}] = pod
+	return true
+}
+
+// endOf is the Pod of a build as it ended, or nil; not to be changed.
+func (m *podMemory) endOf(build *v1alpha1.ZuulBuild) *corev1.Pod {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if pod := m.ended[client.ObjectKeyFromObject(build)]; pod != nil && ownedBy(pod, build) && !listedAsLost(build, pod.UID) {
+		return pod
+	}
+	return nil
+}
+
 func (m *podMemory) forget(key types.NamespacedName) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.builds, key)
+	delete(m.ended, key)
 }

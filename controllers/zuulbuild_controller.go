@@ -1,21 +1,26 @@
 // Package controllers runs ZuulBuilds: objects become Pods, Pods become verdicts. What is decided is decided by pure functions in files of their own
-// (pod.go, verdict.go, clocks.go); the reconciler only reads, asks them, and writes.
+// (pod.go, verdict.go, clocks.go, retention.go); the reconciler only reads, asks them, and writes.
 package controllers
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
@@ -39,33 +44,45 @@ type ZuulBuildReconciler struct {
 	// BuildURL is the address of the page of a build.
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Clock    clock.PassiveClock
+	// Metrics gets the metrics of docs/metrics.md; nil for none.
+	Metrics prometheus.Registerer
 
+	metrics     *metrics
 	pods        podMemory
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 	podDelays   []time.Duration // nil: defaultPodDelays, likewise
+	gatherFor   time.Duration   // 0: the constant, likewise
 }
 
 // indexJobName finds the ZuulJob that goes by a Gearman name.
 const indexJobName = "gearmanName"
 
-// SetupIndexes registers what the reconciler finds objects by in the cache, once for all managers that share it.
+// SetupIndexes registers what the controllers find objects by in the cache, once for all managers that share it.
 func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
-	err := indexer.IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, func(object client.Object) []string {
-		return []string{object.(*v1alpha1.ZuulJob).GearmanName()}
-	})
-	if err != nil {
-		return err
-	}
-	return indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries)
+	byName := func(object client.Object) []string { return []string{object.(*v1alpha1.ZuulJob).GearmanName()} }
+	return errors.Join(
+		indexer.IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, byName),
+		indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries),
+		indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexFinished, indexFinishedOf),
+	)
 }
 
-// SetupWithManager registers the reconciler. The cache must have the indexes of SetupIndexes.
+// SetupWithManager registers the controllers. The cache must have the indexes of SetupIndexes.
 func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	if err := r.setupMetrics(); err != nil {
+		return err
+	}
+	if err := mgr.Add(manager.RunnableFunc(r.sweepRegularly)); err != nil {
+		return err
+	}
+	if err := (&finishedReconciler{r}).setup(mgr); err != nil {
+		return err
+	}
 	controller := ctrl.NewControllerManagedBy(mgr).
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
-		Owns(&corev1.Pod{}).
+		Owns(&corev1.Pod{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.pods.note))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8})
 	r.setupAdmission(controller)
 	return controller.Complete(r)
@@ -163,7 +180,7 @@ func (r *ZuulBuildReconciler) jobExists(ctx context.Context, build *v1alpha1.Zuu
 }
 
 // readPod finds the Pod of the build. Where the cache has none although there has been one, the API server is asked: a build must not be called
-// lost, nor a second Pod be made, because a cache is late.
+// lost, nor a second Pod be made, because a cache is late. A Pod that was seen to end by itself ended so, though it has been deleted since.
 func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, error) {
 	key := client.ObjectKeyFromObject(s.build)
 	pod := &corev1.Pod{}
@@ -176,6 +193,9 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 		if !s.build.Complete() {
 			r.pods.remember(s.build, pod)
 		}
+	}
+	if ended := r.pods.endOf(s.build); ended != nil && !s.build.Complete() && (s.pod == nil || s.pod.DeletionTimestamp != nil) {
+		s.pod = ended.DeepCopy()
 	}
 	return false, client.IgnoreNotFound(err)
 }

@@ -36,6 +36,9 @@ const (
 	AnnotationToldToEnd = "zuulbuild.dev/told-to-end"
 	// AnnotationToldToEndAt on a Pod is when that was, in RFC 3339.
 	AnnotationToldToEndAt = "zuulbuild.dev/told-to-end-at"
+	// AnnotationKeepPod on a ZuulBuild has its Pod kept when that has ended: for the duration it tells (2h) from the end of the build, or, with `true`,
+	// as long as the ZuulBuild. It can be set at any time, and never makes anything go earlier. An aborted build loses its Pod all the same.
+	AnnotationKeepPod = "zuulbuild.dev/keep-pod"
 	// AnnotationCordonedBy on a Node is the build that cordoned it last, as NAMESPACE/NAME/UID, so that no build cordons a node twice.
 	AnnotationCordonedBy = "zuulbuild.dev/cordoned-by"
 )

@@ -234,6 +234,34 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 	}
 }
 
+// TestRetentionIsChecked: what cannot be read as a duration would keep the operator from reading any ZuulJob at all.
+func TestRetentionIsChecked(t *testing.T) {
+	api, namespace := newClient(t), apiserver.Namespace(t)
+	for patch, want := range map[string]string{
+		`{}`:                           "",
+		`{"pod":"0s","build":"1h30m"}`: "",
+		`{"keepFailedPodFor":"1.5h","successes":{"for":"168h0m0s","count":1},"failures":{"for":"999999h999999h1s"}}`: "",
+		`{"pod":"1d"}`:                    "spec.retention.pod",
+		`{"pod":"-1h"}`:                   "spec.retention.pod",
+		`{"build":"week"}`:                "spec.retention.build",
+		`{"build":""}`:                    "spec.retention.build",
+		`{"keepFailedPodFor":"9999999h"}`: "spec.retention.keepFailedPodFor",
+		`{"successes":{"for":"999999h999999h999999h"}}`: "spec.retention.successes.for",
+		`{"failures":{"for":"7 days"}}`:                 "spec.retention.failures.for",
+		`{"successes":{"count":0}}`:                     "spec.retention.successes.count",
+		`{"failures":{"count":100001}}`:                 "spec.retention.failures.count",
+	} {
+		t.Run(patch, func(t *testing.T) {
+			job := &v1alpha1.ZuulJob{
+				ObjectMeta: metav1.ObjectMeta{GenerateName: "j-", Namespace: namespace},
+				Spec:       v1alpha1.ZuulJobSpec{Image: "i", Script: "s"},
+			}
+			create(t, api, job)
+			checkRefusal(t, api.Patch(t.Context(), job, mergePatch(`{"spec":{"retention":`+patch+`}}`)), want)
+		})
+	}
+}
+
 func TestNodeClassLimit(t *testing.T) {
 	api := newClient(t)
 	for limit, want := range map[int32]string{1: "", -1: "spec.maxBuilds"} {

@@ -40,16 +40,57 @@ type Timeouts struct {
 	Abort *metav1.Duration `json:"abort,omitempty"`
 }
 
-// Retention is how long things are kept after a build completed. A field left out has the operator's default.
+// RetentionLimit is how many of a job's finished builds of one kind are kept, and for how long. Whichever is reached first counts.
+type RetentionLimit struct {
+	// for is how long after its end a ZuulBuild is kept.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
+	// +optional
+	For *metav1.Duration `json:"for,omitempty"`
+
+	// count is how many ZuulBuilds are kept: those that ended last. One that ended within the last 10 minutes is kept in any case.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100000
+	// +optional
+	Count *int32 `json:"count,omitempty"`
+}
+
+// Retention is how long, and how many, of a job's finished builds are kept. A field left out has the operator's default. Durations are as in `90s`,
+// `1h30m` or `168h`.
+//
+// Whatever is set here, a build that was lost, or that ended a row of losses, is kept for at least 2h: by it the next attempt knows which it is.
 type Retention struct {
-	// pod is how long the Pod is kept, and with it its log. Default 1h. An aborted build loses its Pod at once.
+	// pod is how long the Pod is kept after the build completed, and with it its log. Default 1h. An aborted build loses its Pod at once, and so does
+	// one whose Pod has not ended.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Pod *metav1.Duration `json:"pod,omitempty"`
 
-	// build is how long the ZuulBuild is kept. Default 168h. One that was lost, or that ended a row of losses, is kept for at least 2h: by it the
-	// next attempt knows which it is.
+	// keepFailedPodFor is the same for a build that failed or was lost, where its Pod is to be kept for longer than `pod`, to find out why. The
+	// ZuulBuild is kept as long. The annotation zuulbuild.dev/keep-pod does so for one build, whatever its result.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
+	// +optional
+	KeepFailedPodFor *metav1.Duration `json:"keepFailedPodFor,omitempty"`
+
+	// build is how long the ZuulBuild is kept, where successes and failures say nothing else. Default: 168h, and 720h if it failed or was lost.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Build *metav1.Duration `json:"build,omitempty"`
+
+	// successes is the limit for builds that succeeded and, counted apart, for those that were aborted. Default: 168h and 1000.
+	// +optional
+	Successes *RetentionLimit `json:"successes,omitempty"`
+
+	// failures is the limit for builds that failed or were lost. Default: 720h and 1000.
+	// +optional
+	Failures *RetentionLimit `json:"failures,omitempty"`
 }
 
 // ZuulJobSpec says how to run a job: either image and script, or a whole Pod template.
@@ -130,7 +171,7 @@ type ZuulJobSpec struct {
 	// +optional
 	MaxPods int32 `json:"maxPods,omitempty"`
 
-	// retention is how long its builds and their Pods are kept.
+	// retention is how long, and how many of, its builds and their Pods are kept.
 	// +optional
 	Retention *Retention `json:"retention,omitempty"`
 

@@ -1,0 +1,145 @@
+package controllers
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+const (
+	// gatherFor is how long the ends of a job's builds are gathered before they are looked at together. So thousands of finished builds that are kept
+	// cost one look in this time, however many more end in it.
+	gatherFor = 5 * time.Second
+	// lookAgain is the longest time between two looks at a job that has finished builds.
+	lookAgain = time.Hour
+)
+
+// finishedReconciler sees to the finished builds of a job together: which of them are still kept. A request names a job by its namespace and by what
+// Zuul calls it, so that builds whose ZuulJob is gone are seen to as well.
+type finishedReconciler struct{ *ZuulBuildReconciler }
+
+func (r *finishedReconciler) setup(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("finished").
+		Watches(&v1alpha1.ZuulBuild{}, handler.Funcs{
+			CreateFunc: func(_ context.Context, e event.CreateEvent, queue requests) { r.lookSoon(queue, e.Object) },
+			DeleteFunc: func(_ context.Context, e event.DeleteEvent, queue requests) { r.lookSoon(queue, e.Object) },
+			UpdateFunc: func(_ context.Context, e event.UpdateEvent, queue requests) {
+				before, after := e.ObjectOld.(*v1alpha1.ZuulBuild), e.ObjectNew.(*v1alpha1.ZuulBuild)
+				wish := v1alpha1.AnnotationKeepPod
+				if !before.Complete() || before.Annotations[wish] != after.Annotations[wish] {
+					r.lookSoon(queue, after)
+				}
+			},
+		}).
+		Watches(&v1alpha1.ZuulJob{}, handler.Funcs{
+			CreateFunc: func(_ context.Context, e event.CreateEvent, queue requests) { r.lookSoon(queue, e.Object) },
+			UpdateFunc: func(_ context.Context, e event.UpdateEvent, queue requests) {
+				if e.ObjectOld.GetGeneration() != e.ObjectNew.GetGeneration() {
+					r.lookSoon(queue, e.ObjectNew)
+				}
+			},
+		}).
+		Complete(r)
+}
+
+type requests = workqueue.TypedRateLimitingInterface[reconcile.Request]
+
+// lookSoon asks for a look at the job of a build that is complete, or at a job. One that is asked for already is not put off.
+func (r *finishedReconciler) lookSoon(queue requests, object client.Object) {
+	name := ""
+	switch object := object.(type) {
+	case *v1alpha1.ZuulBuild:
+		if object.Complete() {
+			name = object.Spec.Job
+		}
+	case *v1alpha1.ZuulJob:
+		name = object.GearmanName()
+	}
+	if name != "" {
+		queue.AddAfter(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: object.GetNamespace(), Name: name}}, cmp.Or(r.gatherFor, gatherFor))
+	}
+}
+
+// indexFinished finds the complete builds of a job by its Gearman name.
+const indexFinished = "finishedJob"
+
+func indexFinishedOf(object client.Object) []string {
+	if build := object.(*v1alpha1.ZuulBuild); build.Complete() {
+		return []string{build.Spec.Job}
+	}
+	return nil
+}
+
+// Reconcile looks at the finished builds of one job.
+func (r *finishedReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	builds, err := r.finished(ctx, request.NamespacedName)
+	if err != nil || len(builds) == 0 {
+		return ctrl.Result{}, err
+	}
+	job, err := r.jobOf(ctx, builds)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	now := r.Clock.Now()
+	gone, next := keepingOf(job).expired(builds, now)
+	if err := r.deleteBuilds(ctx, gone); err != nil {
+		return ctrl.Result{}, err
+	}
+	after := lookAgain
+	if !next.IsZero() {
+		after = min(after, max(next.Sub(now), shortestRequeue))
+	}
+	return ctrl.Result{RequeueAfter: after}, nil
+}
+
+// finished are the complete builds of a job that nobody has deleted yet; not to be changed.
+func (r *finishedReconciler) finished(ctx context.Context, job types.NamespacedName) ([]v1alpha1.ZuulBuild, error) {
+	builds := v1alpha1.ZuulBuildList{}
+	err := r.List(ctx, &builds, client.InNamespace(job.Namespace), client.MatchingFields{indexFinished: job.Name}, client.UnsafeDisableDeepCopy)
+	return builds.Items, err
+}
+
+// jobOf finds the ZuulJob of builds that have a job name in common, as the newest of them refers to it.
+func (r *finishedReconciler) jobOf(ctx context.Context, builds []v1alpha1.ZuulBuild) (*v1alpha1.ZuulJob, error) {
+	newest := &builds[0]
+	for i := range builds {
+		if newestFirst(&builds[i], newest) < 0 {
+			newest = &builds[i]
+		}
+	}
+	s := &scope{build: newest}
+	_, err := r.readJob(ctx, s)
+	return s.job, err
+}
+
+// deleteBuilds deletes builds as they were seen: one that was annotated since is looked at again first. Their Pods go with them.
+func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) error {
+	for _, expiry := range gone {
+		build := expiry.build
+		if build.DeletionTimestamp != nil {
+			continue
+		}
+		named := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: build.Namespace, Name: build.Name}}
+		err := r.Delete(ctx, named, client.Preconditions{UID: &build.UID, ResourceVersion: &build.ResourceVersion})
+		switch {
+		case err == nil:
+			r.metrics.buildDeleted(expiry.cause)
+		case !apierrors.IsNotFound(err) && !apierrors.IsConflict(err):
+			return err
+		}
+	}
+	return nil
+}

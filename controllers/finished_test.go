@@ -1,0 +1,154 @@
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+// names of the builds that exist.
+func (h *harness) names() string {
+	h.Helper()
+	builds := &v1alpha1.ZuulBuildList{}
+	if err := h.api.List(h.Context(), builds, client.InNamespace(h.namespace)); err != nil {
+		h.Fatal(err)
+	}
+	var names []string
+	for i := range builds.Items {
+		names = append(names, builds.Items[i].Name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+func (h *harness) awaitNames(want string) {
+	h.Helper()
+	h.eventually(func() string {
+		if names := h.names(); names != want {
+			return fmt.Sprintf("there are builds %q, want %q", names, want)
+		}
+		return ""
+	})
+}
+
+func (h *harness) annotate(name, wish string) {
+	h.Helper()
+	h.patchBuild(name, fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationKeepPod, wish))
+}
+
+// series are the values by name and labels, without those that are 0; a histogram tells how many it has seen.
+func series(t testing.TB, registry prometheus.Gatherer) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			name := strings.TrimPrefix(family.GetName(), "zuulbuild_")
+			for _, label := range metric.GetLabel() {
+				name += fmt.Sprintf(" %s=%s", label.GetName(), label.GetValue())
+			}
+			value := metric.GetCounter().GetValue() + metric.GetGauge().GetValue() + float64(metric.GetHistogram().GetSampleCount())
+			if value != 0 {
+				values[name] = value
+			}
+		}
+	}
+	return values
+}
+
+// TestRetention: builds go by count and by time, and their Pods before them or with them, but not what is held or counted by retries.
+func TestRetention(t *testing.T) {
+	h := newHarness(t)
+	h.delays = []time.Duration{0}
+	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
+		spec.Retention = &v1alpha1.Retention{
+			Pod: duration(time.Minute), KeepFailedPodFor: duration(24 * time.Hour),
+			Successes: &v1alpha1.RetentionLimit{For: duration(5 * time.Hour), Count: ptr.To[int32](1)},
+		}
+	})
+	h.job("lossy", func(spec *v1alpha1.ZuulJobSpec) {
+		spec.Retention = &v1alpha1.Retention{Failures: &v1alpha1.RetentionLimit{For: duration(0), Count: ptr.To[int32](1)}}
+	})
+	stop, _ := h.start()
+	for i, name := range []string{"s1", "s2-held", "s3", "f1"} {
+		h.request(name, "job", numbered(int64(i+1)))
+		h.run(name)
+	}
+	for _, name := range []string{"s1", "s2-held", "s3"} {
+		h.report(name, withPhase(podSucceeded), ended("build", 0, "Completed"))
+		h.awaitPhase(name, v1alpha1.PhaseSucceeded)
+	}
+	h.report("f1", withPhase(podFailed), ended("build", 1, "Error"))
+	h.awaitPhase("f1", v1alpha1.PhaseFailed)
+	h.lose(h.ask(10, "lossy"))
+	h.lose(h.ask(11, "lossy"))
+	h.annotate("s2-held", "6h")
+	stop()
+
+	h.ahead = 11 * time.Minute
+	stop, _ = h.start()
+	h.awaitNames("attempt-10 attempt-11 f1 s2-held s3")
+	h.awaitNoPod("s3")
+	for _, name := range []string{"s2-held", "f1"} {
+		if h.pod(name) == nil {
+			t.Errorf("the Pod of %s is gone though it is held", name)
+		}
+	}
+	h.eventually(func() string {
+		return cmp.Diff(map[string]float64{"retention_deleted_builds_total cause=count": 1}, onlyDeletions(series(t, h.registry)))
+	})
+	stop()
+
+	h.ahead = 5*time.Hour + 10*time.Minute
+	h.start()
+	h.awaitNames("f1 s2-held")
+	if h.pod("s2-held") == nil {
+		t.Error("the Pod of s2-held is gone before its time")
+	}
+	h.annotate("s2-held", "false")
+	h.awaitNames("f1")
+	h.awaitNoPod("s2-held")
+	h.eventually(func() string {
+		return cmp.Diff(map[string]float64{"retention_deleted_builds_total cause=time": 4}, onlyDeletions(series(t, h.registry)))
+	})
+}
+
+// onlyDeletions of builds.
+func onlyDeletions(series map[string]float64) map[string]float64 {
+	for name := range series {
+		if !strings.HasPrefix(name, "retention_") {
+			delete(series, name)
+		}
+	}
+	return series
+}
+
+// TestRetentionOfAChangedJob: a lower limit holds at once, for builds that ended long before.
+func TestRetentionOfAChangedJob(t *testing.T) {
+	h := newHarness(t)
+	h.job("job")
+	h.start()
+	h.request("b", "job", numbered(1))
+	h.succeed("b")
+	job := &v1alpha1.ZuulJob{}
+	if err := h.api.Get(t.Context(), types.NamespacedName{Namespace: h.namespace, Name: "job"}, job); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.api.Patch(t.Context(), job, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"retention":{"build":"1s"}}}`))); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitNames("")
+}
