@@ -26,7 +26,7 @@ const (
 	lookAgain = time.Hour
 )
 
-// finishedReconciler sees to the finished builds of a job together: which of them are still kept. A request names a job by its namespace and by what
+// finishedReconciler sees to the finished builds of a job together: which of them are still kept, and how long one takes. A request names a job by its namespace and by what
 // Zuul calls it, so that builds whose ZuulJob is gone are seen to as well.
 type finishedReconciler struct{ *ZuulBuildReconciler }
 
@@ -94,11 +94,18 @@ func (r *finishedReconciler) Reconcile(ctx context.Context, request ctrl.Request
 		return ctrl.Result{}, err
 	}
 	now := r.Clock.Now()
+	left, err := r.estimate(ctx, job, builds, now)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
 	gone, next := keepingOf(job).expired(builds, now)
 	if err := r.deleteBuilds(ctx, gone); err != nil {
 		return ctrl.Result{}, err
 	}
 	after := lookAgain
+	if left > 0 {
+		after = min(after, left)
+	}
 	if !next.IsZero() {
 		after = min(after, max(next.Sub(now), shortestRequeue))
 	}

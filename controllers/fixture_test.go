@@ -145,3 +145,11 @@ func neverRan(name string, code int32, reason, message string) podOption {
 		ExitCode: code, Reason: reason, Message: message, StartedAt: epoch, FinishedAt: epoch,
 	}})
 }
+
+// ranUntilNow is a container that ended well just now, having run for so long.
+func ranUntilNow(name string, duration time.Duration) podOption {
+	now := time.Now()
+	return withState(name, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+		Reason: "Completed", StartedAt: metav1.NewTime(now.Add(-duration)), FinishedAt: metav1.NewTime(now),
+	}})
+}

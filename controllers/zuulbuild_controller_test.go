@@ -118,7 +118,8 @@ func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 		return fmt.Sprintf("the build is still there (%v)", err)
 	})
 	want := []string{"POST pods", "PATCH zuulbuilds/status", "PATCH zuulbuilds/status", "DELETE pods", "DELETE zuulbuilds"}
-	if diff := cmp.Diff(want, writes.all()); diff != "" {
+	ofBuild := slices.DeleteFunc(writes.all(), func(write string) bool { return write == "PATCH zuuljobs/status" }) // at most one a minute, see estimate.go
+	if diff := cmp.Diff(want, ofBuild); diff != "" {
 		t.Errorf("writes (-want +got):\n%s", diff)
 	}
 }

@@ -87,7 +87,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 		switch {
 		case err == nil:
 			stop := a.has(build)
-			if err := b.begin(a, build); err != nil {
+			if err := b.begin(ctx, a, build); err != nil {
 				log.Info("The job was lost before its start could be reported", "reason", err)
 			}
 			b.notify(ctx, a.server, a.key)
@@ -206,7 +206,7 @@ func truncate(text string, bytes int) string {
 }
 
 // begin sends the first WORK_DATA, then WORK_STATUS. From here on the reporter may send.
-func (b *Bridge) begin(a *assignment, build *v1alpha1.ZuulBuild) error {
+func (b *Bridge) begin(ctx context.Context, a *assignment, build *v1alpha1.ZuulBuild) error {
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	start := b.describe(build)
@@ -214,7 +214,7 @@ func (b *Bridge) begin(a *assignment, build *v1alpha1.ZuulBuild) error {
 	if err := a.job.Data(start.encode()); err != nil {
 		return err
 	}
-	if err := a.job.Status(elapsed(build, time.Now()), unknownEstimate); err != nil {
+	if err := b.sendStatus(ctx, a, build); err != nil {
 		return err
 	}
 	a.started = true

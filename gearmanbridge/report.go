@@ -76,7 +76,7 @@ func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 	}
 	listeners := r.bridge.assignments.of(request.NamespacedName)
 	for _, a := range listeners {
-		if err := r.bridge.report(a, build); err != nil {
+		if err := r.bridge.report(ctx, a, build); err != nil {
 			ctrl.LoggerFrom(ctx).Info("The job was lost before the build could be reported", "uuid", a.unique, "reason", err)
 		}
 	}
@@ -84,7 +84,7 @@ func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 }
 
 // report sends a build's progress to one listener: that it runs, once, and how it ended, once.
-func (b *Bridge) report(a *assignment, build *v1alpha1.ZuulBuild) error {
+func (b *Bridge) report(ctx context.Context, a *assignment, build *v1alpha1.ZuulBuild) error {
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	if !a.started || a.job.Err() != nil {
@@ -102,7 +102,7 @@ func (b *Bridge) report(a *assignment, build *v1alpha1.ZuulBuild) error {
 			return err
 		}
 		a.running = true
-		return a.job.Status(elapsed(build, time.Now()), unknownEstimate)
+		return b.sendStatus(ctx, a, build)
 	}
 	return nil
 }

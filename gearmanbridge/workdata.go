@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -116,8 +117,33 @@ func toASCII(text []byte) []byte {
 	return ascii
 }
 
-// unknownEstimate is what Jenkins sent as the denominator of WORK_STATUS where it had no estimate (protocol section 1.5).
-const unknownEstimate = -1
+const (
+	// unknownEstimate is what Jenkins sent as the denominator of WORK_STATUS where it had no estimate (protocol section 1.5).
+	unknownEstimate = -1
+	// maxEstimate is the highest denominator: gearmand closes the connection at one of 12 digits, 10 are safe (protocol section 1.1).
+	maxEstimate = 9_999_999_999
+)
+
+// estimated is how long a build of a job is expected to run in all, in milliseconds: the denominator of WORK_STATUS. job may be nil.
+func estimated(job *v1alpha1.ZuulJob, build *v1alpha1.ZuulBuild) int64 {
+	if job == nil {
+		return unknownEstimate
+	}
+	estimate := job.Status.Estimate(build.Spec.Parameters["ZUUL_BRANCH"]).Milliseconds()
+	if estimate <= 0 {
+		return unknownEstimate
+	}
+	return min(estimate, maxEstimate)
+}
+
+// sendStatus sends how long a build has run, and how long it is expected to. Nothing is expected of a job that the cache does not know.
+func (b *Bridge) sendStatus(ctx context.Context, a *assignment, build *v1alpha1.ZuulBuild) error {
+	job := &v1alpha1.ZuulJob{}
+	if err := b.Client.Get(ctx, a.target.key, job); err != nil {
+		job = nil
+	}
+	return a.job.Status(elapsed(build, time.Now()), estimated(job, build))
+}
 
 // elapsed is how long the main container of a build has run, or ran, in milliseconds: the numerator of WORK_STATUS.
 func elapsed(build *v1alpha1.ZuulBuild, now time.Time) int64 {

@@ -8,9 +8,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
+	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 )
 
 func TestDescribe(t *testing.T) {
@@ -110,5 +115,55 @@ func TestElapsed(t *testing.T) {
 				t.Errorf("elapsed = %d ms, want %d", got, test.want)
 			}
 		})
+	}
+}
+
+func TestEstimated(t *testing.T) {
+	job := func(all time.Duration) *v1alpha1.ZuulJob {
+		return &v1alpha1.ZuulJob{Status: v1alpha1.ZuulJobStatus{
+			EstimatedDuration: &metav1.Duration{Duration: all},
+			BranchEstimates:   []v1alpha1.BranchEstimate{{Branch: "main", Duration: metav1.Duration{Duration: time.Minute}}},
+		}}
+	}
+	tests := map[string]struct {
+		job    *v1alpha1.ZuulJob
+		branch string
+		want   int64
+	}{
+		"no job":            {nil, "main", -1},
+		"nothing known":     {&v1alpha1.ZuulJob{}, "main", -1},
+		"no branch":         {job(time.Hour), "", 3_600_000},
+		"its branch":        {job(time.Hour), "main", 60_000},
+		"another branch":    {job(time.Hour), "stable", 3_600_000},
+		"written by hand":   {job(-time.Hour), "", -1},
+		"more than is safe": {job(10000 * time.Hour), "", 9_999_999_999},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			build := &v1alpha1.ZuulBuild{Spec: v1alpha1.ZuulBuildSpec{Parameters: map[string]string{"ZUUL_BRANCH": test.branch}}}
+			if got := estimated(test.job, build); got != test.want {
+				t.Errorf("estimated = %d ms, want %d", got, test.want)
+			}
+		})
+	}
+}
+
+// TestZuulIsToldTheEstimate: with the start of a build, that of its branch.
+func TestZuulIsToldTheEstimate(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Gearmand)
+	f := startBridge(t, address, nil)
+	job := f.job("unit")
+	patch := `{"status":{"estimatedDuration":"1h0m0s","branchEstimates":[{"branch":"main","duration":"90s"}]}}`
+	must(t, f.api.Status().Patch(t.Context(), job, client.RawPatch(types.MergePatchType, []byte(patch))))
+	gearmantest.Eventually(t, patience, "the estimate in the cache", func() bool {
+		seen := &v1alpha1.ZuulJob{}
+		must(t, f.bridge.Client.Get(t.Context(), client.ObjectKeyFromObject(job), seen))
+		return seen.Status.Estimate("") != 0
+	})
+	zuul := dialZuul(t, address, zuulclient.Zuul2)
+	for branch, want := range map[string]time.Duration{"main": 90 * time.Second, "stable": time.Hour} {
+		build := submit(t, zuul, zuulclient.Request{Job: "unit", Parameters: map[string]any{"ZUUL_BRANCH": branch}})
+		awaitStart(t, build)
+		gearmantest.Eventually(t, patience, "the estimate for "+branch, func() bool { return build.State().Estimated == want })
 	}
 }

@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -185,6 +187,17 @@ type ZuulJobSpec struct {
 	FirstBuildNumber int64 `json:"firstBuildNumber,omitempty"`
 }
 
+// BranchEstimate is how long builds for a branch run.
+type BranchEstimate struct {
+	// branch is their ZUUL_BRANCH.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=255
+	Branch string `json:"branch"`
+
+	// duration is the median of the last successes, at most 10, in whole seconds.
+	Duration metav1.Duration `json:"duration"`
+}
+
 // ZuulJobStatus is what the operator makes of the job.
 type ZuulJobStatus struct {
 	// functions are the Gearman functions registered for the job.
@@ -196,6 +209,23 @@ type ZuulJobStatus struct {
 	// the operator some may be skipped.
 	// +optional
 	LastNumber int64 `json:"lastNumber,omitempty"`
+
+	// estimatedDuration is how long a build of the job is expected to run: the median of the last builds that succeeded, at most 10, from the start of
+	// the main container to the end, in whole seconds, at least 1s. It is written at most once a minute, and where something changed by more than 5 %.
+	// +optional
+	EstimatedDuration *metav1.Duration `json:"estimatedDuration,omitempty"`
+
+	// branchEstimates are the same by branch (ZUUL_BRANCH), for branches with at least 3 successes that are still kept: of those the 20 that had one
+	// last.
+	// +kubebuilder:validation:MaxItems=20
+	// +listType=map
+	// +listMapKey=branch
+	// +optional
+	BranchEstimates []BranchEstimate `json:"branchEstimates,omitempty"`
+
+	// estimateTime is when the estimates were written.
+	// +optional
+	EstimateTime *metav1.Time `json:"estimateTime,omitempty"`
 
 	// conditions: Registered.
 	// +listType=map
@@ -213,6 +243,7 @@ type ZuulJobStatus struct {
 // +kubebuilder:printcolumn:name="Registered",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].reason`
 // +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image`
+// +kubebuilder:printcolumn:name="Estimated",type=string,JSONPath=`.status.estimatedDuration`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.conditions[?(@.type=="Registered")].message`,priority=1
 type ZuulJob struct {
@@ -238,4 +269,17 @@ func (j *ZuulJob) GearmanName() string {
 		return j.Spec.JobName
 	}
 	return j.Name
+}
+
+// Estimate is how long a build for a branch, or for none (""), is expected to run; 0 where that is not known.
+func (s *ZuulJobStatus) Estimate(branch string) time.Duration {
+	for i := range s.BranchEstimates {
+		if s.BranchEstimates[i].Branch == branch {
+			return s.BranchEstimates[i].Duration.Duration
+		}
+	}
+	if s.EstimatedDuration == nil {
+		return 0
+	}
+	return s.EstimatedDuration.Duration
 }
