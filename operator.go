@@ -55,6 +55,7 @@ type operatorOptions struct {
 	pagesURL           string
 	healthAddress      string
 	metricsAddress     string
+	metricsByJob       bool
 	leaderElect        bool
 	leaderNamespace    string
 	logLevel           string
@@ -97,6 +98,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.StringVar(&o.pagesURL, "pages-url", "http://localhost:8080", "the address people reach the build pages at; Zuul reports it")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
 	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served in plain HTTP, see docs/metrics.md; 0 for nowhere")
+	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "let one of several replicas work at a time")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -173,7 +175,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
 			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: o.maxBuilds, BuildURL: buildURL,
-			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: metrics.Registry,
+			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: metrics.Registry, MetricsByJob: o.metricsByJob,
 		}
 		return reconciler.SetupWithManager(term)
 	}}

@@ -1,17 +1,80 @@
 package controllers
 
 import (
+	"cmp"
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// metrics are those of docs/metrics.md. nil counts nothing.
+// metrics are those of docs/metrics.md. Events are counted as they come; the builds there are, are counted at each scrape, and only while this replica
+// works, so that a sum over all replicas is right. nil counts nothing.
 type metrics struct {
-	deletedBuilds, orphans *prometheus.CounterVec
+	stages                            *prometheus.HistogramVec
+	completed, deletedBuilds, orphans *prometheus.CounterVec
+
+	byJob bool // whether the first two have a label for the job
+
+	// read tells which builds are not complete; failed is told why it cannot.
+	read    func() ([]v1alpha1.ZuulBuild, error)
+	failed  func(error)
+	working atomic.Bool
+
+	mu      sync.Mutex
+	classes map[string]bool // node classes that have a label value of their own
 }
 
+// Stages of a build, in their order.
+const (
+	stageQueued      = "queued"
+	stageUnscheduled = "unscheduled"
+	stageStarting    = "starting"
+	stageRunning     = "running"
+)
+
+const (
+	resultNone = "none"
+	// classOther stands for node classes beyond maxClasses: builds made by hand may ask for any.
+	classOther = "other"
+	maxClasses = 100
+)
+
+// stageBuckets are from a second, as exact as the times of objects are, to the default of the run clock and beyond.
+var stageBuckets = []float64{1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600}
+
+var buildsDesc = prometheus.NewDesc("zuulbuild_builds",
+	"Builds that are not complete, by node class (empty for none, other beyond 100) and phase: Queued, Starting (reason and message of the build say what it "+
+		"waits for), Running or Aborting.", []string{"class", "phase"}, nil)
+
 // newMetrics has every series of known labels begin at 0, so that the first event is an increase.
-func newMetrics() *metrics {
+func newMetrics(byJob bool, read func() ([]v1alpha1.ZuulBuild, error), failed func(error)) *metrics {
+	var job []string
+	if byJob {
+		job = []string{"job"}
+	}
 	m := &metrics{
+		byJob: byJob, read: read, failed: failed, classes: map[string]bool{},
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "zuulbuild_build_stage_duration_seconds",
+			Help: "How long builds were in a stage, by node class (empty for none, other beyond 100) and stage: queued (from the ZuulBuild to its Pod: quota, " +
+				"retries held back, the operator itself), unscheduled (from the Pod to its node), starting (from the node to the main container running: images, " +
+				"volumes, init containers) or running (to the end). A stage a build did not come out of is not in it.",
+			Buckets:                         stageBuckets,
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  160,
+			NativeHistogramMinResetDuration: time.Hour,
+		}, append([]string{"class", "stage"}, job...)),
+		completed: counter("zuulbuild_builds_completed_total",
+			"Builds that got their verdict, by result (none: lost by the infrastructure or abandoned, Zuul is told nothing) and reason; docs/reasons.md lists the reasons.",
+			append([]string{"result", "reason"}, job...)...),
 		deletedBuilds: counter("zuulbuild_retention_deleted_builds_total",
 			"Finished builds deleted because they are no longer kept, by cause: time, or count (as many of the job ended later).", "cause"),
 		orphans: counter("zuulbuild_orphan_pods_deleted_total",
@@ -26,35 +89,131 @@ func newMetrics() *metrics {
 	return m
 }
 
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
 // setupMetrics makes the metrics, and registers them if there is somebody to read them.
 func (r *ZuulBuildReconciler) setupMetrics() error {
-	r.metrics = newMetrics()
+	r.metrics = newMetrics(r.MetricsByJob, r.unfinished, func(err error) { ctrl.Log.Error(err, "Metrics are left out of a scrape") })
 	if r.Metrics == nil {
 		return nil
 	}
 	return r.Metrics.Register(r.metrics)
 }
 
-func counter(name, help string, labels ...string) *prometheus.CounterVec {
-	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+// indexUnfinished finds the builds that are not complete, under "true".
+const indexUnfinished = "unfinished"
+
+func indexUnfinishedOf(object client.Object) []string {
+	if object.(*v1alpha1.ZuulBuild).Complete() {
+		return nil
+	}
+	return []string{"true"}
 }
 
-func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.deletedBuilds, m.orphans}
+// unfinished are the builds that are not complete; not to be changed.
+func (r *ZuulBuildReconciler) unfinished() ([]v1alpha1.ZuulBuild, error) {
+	builds := v1alpha1.ZuulBuildList{}
+	err := r.List(context.Background(), &builds, client.MatchingFields{indexUnfinished: "true"}, client.UnsafeDisableDeepCopy)
+	return builds.Items, err
+}
+
+// work says that this replica works, until ctx ends.
+func (m *metrics) work(ctx context.Context) error {
+	m.working.Store(true)
+	defer m.working.Store(false)
+	<-ctx.Done()
+	return nil
+}
+
+func (m *metrics) counted() []prometheus.Collector {
+	return []prometheus.Collector{m.stages, m.completed, m.deletedBuilds, m.orphans}
 }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, collector := range m.collectors() {
+	for _, collector := range m.counted() {
 		collector.Describe(descs)
 	}
+	descs <- buildsDesc
 }
 
 // Collect implements prometheus.Collector. It asks nobody but the cache.
 func (m *metrics) Collect(values chan<- prometheus.Metric) {
-	for _, collector := range m.collectors() {
+	for _, collector := range m.counted() {
 		collector.Collect(values)
 	}
+	if !m.working.Load() {
+		return
+	}
+	builds, err := m.read()
+	if err != nil {
+		m.failed(err)
+		return
+	}
+	type key struct{ class, phase string }
+	counts := map[key]int{}
+	for i := range builds {
+		counts[key{m.class(&builds[i]), string(cmp.Or(builds[i].Status.Phase, v1alpha1.PhaseQueued))}]++
+	}
+	for key, count := range counts {
+		values <- prometheus.MustNewConstMetric(buildsDesc, prometheus.GaugeValue, float64(count), key.class, key.phase)
+	}
+}
+
+// class is the node class of a build as a label value, of which there are at most maxClasses and classOther.
+func (m *metrics) class(build *v1alpha1.ZuulBuild) string {
+	class := build.Spec.Node
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.classes[class] && len(m.classes) >= maxClasses {
+		return classOther
+	}
+	m.classes[class] = true
+	return class
+}
+
+// written counts what a build came through with the status that was just written; job may be nil, and so may pod.
+func (m *metrics) written(before, after *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, pod *corev1.Pod) {
+	if m == nil {
+		return
+	}
+	var byJob []string
+	if m.byJob {
+		name := "" // whoever makes builds by hand could name any
+		if job != nil {
+			name = job.GearmanName()
+		}
+		byJob = []string{name}
+	}
+	for stage, took := range stagesOver(before, after, pod) {
+		m.stages.WithLabelValues(append([]string{m.class(after), stage}, byJob...)...).Observe(took.Seconds())
+	}
+	if after.Complete() && !before.Complete() {
+		m.completed.WithLabelValues(append([]string{cmp.Or(after.Status.Result, resultNone), after.Status.Reason}, byJob...)...).Inc()
+	}
+}
+
+// stagesOver are the stages a build came out of with this status, and how long it was in each. Those up to the start of the main container are told
+// together, with the start, or with the end if that never started. pod may be nil.
+func stagesOver(before, after *v1alpha1.ZuulBuild, pod *corev1.Pod) map[string]time.Duration {
+	over := map[string]time.Duration{}
+	between := func(stage string, from, to time.Time) { over[stage] = max(to.Sub(from), 0) }
+	started, ends := after.Status.StartTime, after.Complete() && !before.Complete()
+	if pod != nil && before.Status.StartTime == nil && (started != nil || ends) {
+		between(stageQueued, after.CreationTimestamp.Time, pod.CreationTimestamp.Time)
+		if scheduled := after.Status.ScheduledTime; scheduled != nil {
+			between(stageUnscheduled, pod.CreationTimestamp.Time, scheduled.Time)
+			if started != nil {
+				between(stageStarting, scheduled.Time, started.Time)
+			}
+		}
+	}
+	if ends && started != nil {
+		between(stageRunning, started.Time, completedAt(after))
+	}
+	return over
 }
 
 // buildDeleted counts a build that is no longer kept.

@@ -23,7 +23,7 @@ import (
 // and be made by hand, since the API server has none of the cache's indexes.
 func (h *harness) uncached() *ZuulBuildReconciler {
 	return &ZuulBuildReconciler{
-		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, metrics: newMetrics(),
+		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, metrics: newMetrics(false, nil, nil),
 		BuildURL: func(*v1alpha1.ZuulBuild) string { return "https://builds.example.org/" },
 	}
 }

@@ -46,6 +46,8 @@ type ZuulBuildReconciler struct {
 	Clock    clock.PassiveClock
 	// Metrics gets the metrics of docs/metrics.md; nil for none.
 	Metrics prometheus.Registerer
+	// MetricsByJob gives those that are about builds a label for the job.
+	MetricsByJob bool
 
 	metrics     *metrics
 	pods        podMemory
@@ -65,6 +67,7 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		indexer.IndexField(ctx, &v1alpha1.ZuulJob{}, indexJobName, byName),
 		indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexRetryKey, indexRetries),
 		indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexFinished, indexFinishedOf),
+		indexer.IndexField(ctx, &v1alpha1.ZuulBuild{}, indexUnfinished, indexUnfinishedOf),
 	)
 }
 
@@ -73,8 +76,10 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if err := r.setupMetrics(); err != nil {
 		return err
 	}
-	if err := mgr.Add(manager.RunnableFunc(r.sweepRegularly)); err != nil {
-		return err
+	for _, work := range []manager.RunnableFunc{r.sweepRegularly, r.metrics.work} {
+		if err := mgr.Add(work); err != nil {
+			return err
+		}
 	}
 	if err := (&finishedReconciler{r}).setup(mgr); err != nil {
 		return err
