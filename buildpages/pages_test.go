@@ -46,12 +46,20 @@ func TestBuildPage(t *testing.T) {
 			build: newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) { b.Status.Phase, b.Status.Reason = v1alpha1.PhaseLost, "NodeLost" }),
 			parts: []string{"<title>Lost – tox #12", "icon-lost.svg", "Zuul runs the job again", "NodeLost"},
 		},
+		"held back": {
+			build: newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) {
+				b.Status = v1alpha1.ZuulBuildStatus{
+					Phase: v1alpha1.PhaseStarting, Reason: "RetryDelayed", Message: "the Pod will be made at 12:05", Attempts: 3,
+				}
+			}),
+			parts: []string{"RetryDelayed", "the Pod will be made at 12:05", `<th scope="row">Attempt</th><td>3: the infrastructure lost the builds before it</td>`},
+		},
 		"only asked for": {
 			build: newBuild("ci", "b1", func(b *v1alpha1.ZuulBuild) {
 				b.Spec.Number, b.Spec.Parameters, b.Status = 0, nil, v1alpha1.ZuulBuildStatus{}
 			}),
 			parts:   []string{"<title>Queued – tox – zuulbuild</title>", `<th scope="row">Waiting for</th><td>1 min 0 s</td>`, "no log yet", "icon-waiting.svg"},
-			missing: []string{"#0", "log.txt?namespace=ci\">"},
+			missing: []string{"#0", "log.txt?namespace=ci\">", ">Attempt<"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -55,7 +55,8 @@ type buildView struct {
 	PodName, OnNode string
 	Conditions      []metav1.Condition
 	Events          []event
-	Took            fact // how long it ran, or has been running or waiting; empty where that is not known
+	Attempt         string // which of those at the same change; empty for the first
+	Took            fact   // how long it ran, or has been running or waiting; empty where that is not known
 }
 
 // describe says what a page tells of a build at the moment now.
@@ -71,6 +72,9 @@ func describe(build *v1alpha1.ZuulBuild, now time.Time) buildView {
 		Conditions: build.Status.Conditions,
 		Events:     events(build),
 		Took:       took(build, now),
+	}
+	if attempt := build.Status.Attempts; attempt > 1 {
+		view.Attempt = fmt.Sprintf("%d: the infrastructure lost the builds before it", attempt)
 	}
 	if view.Reason == view.State { // a plain phase says no more than it did
 		view.Reason = ""
