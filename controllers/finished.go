@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"context"
+	"errors"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -94,15 +95,16 @@ func (r *finishedReconciler) Reconcile(ctx context.Context, request ctrl.Request
 		return ctrl.Result{}, err
 	}
 	now := r.Clock.Now()
-	left, err := r.estimate(ctx, job, builds, now)
-	if err != nil {
-		return ctrl.Result{}, err
-	}
 	gone, next := keepingOf(job).expired(builds, now)
-	if err := r.deleteBuilds(ctx, gone); err != nil {
+	changed, notDeleted := r.deleteBuilds(ctx, gone)
+	left, notEstimated := r.estimate(ctx, job, builds, now)
+	if err := errors.Join(notDeleted, notEstimated); err != nil {
 		return ctrl.Result{}, err
 	}
 	after := lookAgain
+	if changed {
+		after = gatherFor
+	}
 	if left > 0 {
 		after = min(after, left)
 	}
@@ -132,21 +134,23 @@ func (r *finishedReconciler) jobOf(ctx context.Context, builds []v1alpha1.ZuulBu
 	return s.job, err
 }
 
-// deleteBuilds deletes builds as they were seen: one that was annotated since is looked at again first. Their Pods go with them.
-func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) error {
+// deleteBuilds deletes builds as they were seen, and tells whether one has changed since: it may have been annotated, so it is to be looked at again
+// first. Their Pods go with them.
+func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) (changed bool, err error) {
 	for _, expiry := range gone {
 		build := expiry.build
 		if build.DeletionTimestamp != nil {
 			continue
 		}
 		named := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: build.Namespace, Name: build.Name}}
-		err := r.Delete(ctx, named, client.Preconditions{UID: &build.UID, ResourceVersion: &build.ResourceVersion})
-		switch {
-		case err == nil:
+		switch problem := r.Delete(ctx, named, client.Preconditions{UID: &build.UID, ResourceVersion: &build.ResourceVersion}); {
+		case problem == nil:
 			r.metrics.buildDeleted(expiry.cause)
-		case !apierrors.IsNotFound(err) && !apierrors.IsConflict(err):
-			return err
+		case apierrors.IsConflict(problem):
+			changed = true
+		case !apierrors.IsNotFound(problem):
+			err = errors.Join(err, problem)
 		}
 	}
-	return nil
+	return changed, err
 }

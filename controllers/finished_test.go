@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -151,4 +152,37 @@ func TestRetentionOfAChangedJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.awaitNames("")
+}
+
+// TestDeletedAsSeen: a build that somebody changed since it was seen is looked at again first, and one that cannot be deleted holds up no other.
+func TestDeletedAsSeen(t *testing.T) {
+	h := newHarness(t)
+	h.job("job")
+	var gone []expiry
+	for _, name := range []string{"changed", "replaced", "gone", "as-seen"} {
+		h.request(name, "job", numbered(1))
+		gone = append(gone, expiry{h.build(name), expiredByTime})
+	}
+	h.annotate("changed", "2h")
+	for _, name := range []string{"replaced", "gone"} {
+		if err := h.api.Delete(t.Context(), h.build(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.request("replaced", "job", numbered(2))
+	reconciler := &finishedReconciler{h.uncached()}
+	if changed, err := reconciler.deleteBuilds(t.Context(), gone); err != nil || !changed {
+		t.Errorf("changed %t, error %v", changed, err)
+	}
+	if got := h.names(); got != "changed replaced" {
+		t.Errorf("left are %q", got)
+	}
+	if changed, err := reconciler.deleteBuilds(t.Context(), gone[3:]); err != nil || changed {
+		t.Errorf("of one that is gone: changed %t, error %v", changed, err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := reconciler.deleteBuilds(cancelled, gone[:1]); err == nil {
+		t.Error("no error, though the API server could not be asked")
+	}
 }

@@ -293,24 +293,30 @@ func TestTemplateIsKept(t *testing.T) {
 	}
 }
 
-// TestColumns: what `kubectl get zuulbuilds` shows.
+// TestColumns: what `kubectl get zuulbuilds` and `kubectl get zuuljobs` show.
 func TestColumns(t *testing.T) {
 	api, namespace := newClient(t), apiserver.Namespace(t)
-	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Name: "b", Namespace: namespace}, Spec: v1alpha1.ZuulBuildSpec{
+	create(t, api, &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Name: "b", Namespace: namespace}, Spec: v1alpha1.ZuulBuildSpec{
 		Job: "job", Number: 7, Node: "big", Parameters: map[string]string{"ZUUL_PROJECT": "project", "ZUUL_CHANGE": "42"},
-	}}
-	create(t, api, build)
-	config := apiserver.Config(t)
-	config.GroupVersion, config.APIPath = &v1alpha1.GroupVersion, "/apis"
-	table := requestTable(t, config, namespace)
-	var short []string
-	for i, column := range table.ColumnDefinitions {
-		if column.Priority == 0 && column.Name != "Age" {
-			short = append(short, column.Name+"="+cell(table.Rows[0].Cells[i]))
+	}})
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Name: "j", Namespace: namespace}, Spec: v1alpha1.ZuulJobSpec{JobName: "Job", Image: "i", Script: "s"}}
+	create(t, api, job)
+	checkRefusal(t, api.Status().Patch(t.Context(), job, mergePatch(`{"status":{"estimatedDuration":"1m30s"}}`)), "")
+	for resource, want := range map[string][]string{
+		"zuulbuilds": {"Name=b", "Job=job", "Number=7", "Node=big", "Project=project", "Change=42", "Phase=Queued", "Result=", "Reason="},
+		"zuuljobs":   {"Name=j", "Job=Job", "Registered=", "Reason=", "Image=i", "Estimated=1m30s"},
+	} {
+		config := apiserver.Config(t)
+		config.GroupVersion, config.APIPath = &v1alpha1.GroupVersion, "/apis"
+		table := requestTable(t, config, namespace, resource)
+		var short []string
+		for i, column := range table.ColumnDefinitions {
+			if column.Priority == 0 && column.Name != "Age" {
+				short = append(short, column.Name+"="+cell(table.Rows[0].Cells[i]))
+			}
 		}
-	}
-	want := []string{"Name=b", "Job=job", "Number=7", "Node=big", "Project=project", "Change=42", "Phase=Queued", "Result=", "Reason="}
-	if diff := cmp.Diff(want, short); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+		if diff := cmp.Diff(want, short); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", resource, diff)
+		}
 	}
 }

@@ -10,15 +10,15 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// requestTable asks for the builds of a namespace the way kubectl does.
-func requestTable(t *testing.T, config *rest.Config, namespace string) *metav1.Table {
+// requestTable asks for the objects of a kind in a namespace the way kubectl does.
+func requestTable(t *testing.T, config *rest.Config, namespace, resource string) *metav1.Table {
 	t.Helper()
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 	access, err := rest.RESTClientFor(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer, err := access.Get().Namespace(namespace).Resource("zuulbuilds").
+	answer, err := access.Get().Namespace(namespace).Resource(resource).
 		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)
