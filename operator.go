@@ -160,6 +160,10 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	if err != nil {
 		return nil, nil, err
 	}
+	counts, err := controllers.NewMetrics(metrics.Registry, o.metricsByJob)
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, nil, err
 	}
@@ -175,7 +179,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
 			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: o.maxBuilds, BuildURL: buildURL,
-			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: metrics.Registry, MetricsByJob: o.metricsByJob,
+			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: counts,
 		}
 		return reconciler.SetupWithManager(term)
 	}}

@@ -145,7 +145,7 @@ func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) (c
 		named := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: build.Namespace, Name: build.Name}}
 		switch problem := r.Delete(ctx, named, client.Preconditions{UID: &build.UID, ResourceVersion: &build.ResourceVersion}); {
 		case problem == nil:
-			r.metrics.buildDeleted(expiry.cause)
+			r.Metrics.buildDeleted(expiry.cause)
 		case apierrors.IsConflict(problem):
 			changed = true
 		case !apierrors.IsNotFound(problem):

@@ -94,7 +94,7 @@ func onFullCache(b *testing.B, builds []v1alpha1.ZuulBuild) *ZuulBuildReconciler
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &ZuulBuildReconciler{Client: cached, Clock: fastClock{}, metrics: newMetrics(false, nil, nil)}
+	return &ZuulBuildReconciler{Client: cached, Clock: fastClock{}, Metrics: newMetrics(false, nil)}
 }
 
 // withoutWatchList says that the objects are listed, then watched.

@@ -106,10 +106,14 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 		h.Fatal(err)
 	}
 	h.registry = prometheus.NewPedanticRegistry()
+	metrics, err := NewMetrics(h.registry, false)
+	if err != nil {
+		h.Fatal(err)
+	}
 	reconciler := &ZuulBuildReconciler{
 		Builds: builds, MaxBuilds: cmp.Or(h.maxBuilds, 1000),
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
-		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: h.registry,
+		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: metrics,
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
 		retryDelays: h.delays, podDelays: h.podDelays, gatherFor: 200 * time.Millisecond,
 	}

@@ -15,18 +15,17 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
 
-// metrics are those of docs/metrics.md. Events are counted as they come; the builds there are, are counted at each scrape, and only while this replica
-// works, so that a sum over all replicas is right. nil counts nothing.
-type metrics struct {
+// Metrics are those of docs/metrics.md. Events are counted as they come; the builds there are, are counted at each scrape, and only while this replica
+// works, so that a sum over all replicas is right. They outlive the reconciler, of which there may be one after another. nil counts nothing.
+type Metrics struct {
 	stages                            *prometheus.HistogramVec
 	completed, deletedBuilds, orphans *prometheus.CounterVec
 
 	byJob bool // whether the first two have a label for the job
 
-	// read tells which builds are not complete; failed is told why it cannot.
-	read    func() ([]v1alpha1.ZuulBuild, error)
-	failed  func(error)
-	working atomic.Bool
+	failed func(error) // is told why builds cannot be counted
+	// read tells which builds are not complete; nil while this replica does not work.
+	read atomic.Pointer[func() ([]v1alpha1.ZuulBuild, error)]
 
 	mu      sync.Mutex
 	classes map[string]bool // node classes that have a label value of their own
@@ -54,14 +53,20 @@ var buildsDesc = prometheus.NewDesc("zuulbuild_builds",
 	"Builds that are not complete, by node class (empty for none, other beyond 100) and phase: Queued, Starting (reason and message of the build say what it "+
 		"waits for), Running or Aborting.", []string{"class", "phase"}, nil)
 
+// NewMetrics makes the metrics and registers them, once in a process. byJob gives those that are about builds a label for the job.
+func NewMetrics(registry prometheus.Registerer, byJob bool) (*Metrics, error) {
+	m := newMetrics(byJob, func(err error) { ctrl.Log.Error(err, "Metrics are left out of a scrape") })
+	return m, registry.Register(m)
+}
+
 // newMetrics has every series of known labels begin at 0, so that the first event is an increase.
-func newMetrics(byJob bool, read func() ([]v1alpha1.ZuulBuild, error), failed func(error)) *metrics {
+func newMetrics(byJob bool, failed func(error)) *Metrics {
 	var job []string
 	if byJob {
 		job = []string{"job"}
 	}
-	m := &metrics{
-		byJob: byJob, read: read, failed: failed, classes: map[string]bool{},
+	m := &Metrics{
+		byJob: byJob, failed: failed, classes: map[string]bool{},
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "zuulbuild_build_stage_duration_seconds",
 			Help: "How long builds were in a stage, by node class (empty for none, other beyond 100) and stage: queued (from the ZuulBuild to its Pod: quota, " +
@@ -93,15 +98,6 @@ func counter(name, help string, labels ...string) *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 }
 
-// setupMetrics makes the metrics, and registers them if there is somebody to read them.
-func (r *ZuulBuildReconciler) setupMetrics() error {
-	r.metrics = newMetrics(r.MetricsByJob, r.unfinished, func(err error) { ctrl.Log.Error(err, "Metrics are left out of a scrape") })
-	if r.Metrics == nil {
-		return nil
-	}
-	return r.Metrics.Register(r.metrics)
-}
-
 // indexUnfinished finds the builds that are not complete, under "true".
 const indexUnfinished = "unfinished"
 
@@ -119,20 +115,22 @@ func (r *ZuulBuildReconciler) unfinished() ([]v1alpha1.ZuulBuild, error) {
 	return builds.Items, err
 }
 
-// work says that this replica works, until ctx ends.
-func (m *metrics) work(ctx context.Context) error {
-	m.working.Store(true)
-	defer m.working.Store(false)
+// work says that this replica works, until ctx ends, and how to read which builds are not complete.
+func (m *Metrics) work(ctx context.Context, read func() ([]v1alpha1.ZuulBuild, error)) {
+	if m == nil {
+		return
+	}
+	m.read.Store(&read)
+	defer m.read.CompareAndSwap(&read, nil)
 	<-ctx.Done()
-	return nil
 }
 
-func (m *metrics) counted() []prometheus.Collector {
+func (m *Metrics) counted() []prometheus.Collector {
 	return []prometheus.Collector{m.stages, m.completed, m.deletedBuilds, m.orphans}
 }
 
 // Describe implements prometheus.Collector.
-func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
+func (m *Metrics) Describe(descs chan<- *prometheus.Desc) {
 	for _, collector := range m.counted() {
 		collector.Describe(descs)
 	}
@@ -140,14 +138,15 @@ func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector. It asks nobody but the cache.
-func (m *metrics) Collect(values chan<- prometheus.Metric) {
+func (m *Metrics) Collect(values chan<- prometheus.Metric) {
 	for _, collector := range m.counted() {
 		collector.Collect(values)
 	}
-	if !m.working.Load() {
+	read := m.read.Load()
+	if read == nil {
 		return
 	}
-	builds, err := m.read()
+	builds, err := (*read)()
 	if err != nil {
 		m.failed(err)
 		return
@@ -163,7 +162,7 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 }
 
 // class is the node class of a build as a label value, of which there are at most maxClasses and classOther.
-func (m *metrics) class(build *v1alpha1.ZuulBuild) string {
+func (m *Metrics) class(build *v1alpha1.ZuulBuild) string {
 	class := build.Spec.Node
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -175,7 +174,7 @@ func (m *metrics) class(build *v1alpha1.ZuulBuild) string {
 }
 
 // written counts what a build came through with the status that was just written; job may be nil, and so may pod.
-func (m *metrics) written(before, after *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, pod *corev1.Pod) {
+func (m *Metrics) written(before, after *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, pod *corev1.Pod) {
 	if m == nil {
 		return
 	}
@@ -217,14 +216,14 @@ func stagesOver(before, after *v1alpha1.ZuulBuild, pod *corev1.Pod) map[string]t
 }
 
 // buildDeleted counts a build that is no longer kept.
-func (m *metrics) buildDeleted(cause string) {
+func (m *Metrics) buildDeleted(cause string) {
 	if m != nil {
 		m.deletedBuilds.WithLabelValues(cause).Inc()
 	}
 }
 
 // orphanDeleted counts a Pod that had no build.
-func (m *metrics) orphanDeleted(cause string) {
+func (m *Metrics) orphanDeleted(cause string) {
 	if m != nil {
 		m.orphans.WithLabelValues(cause).Inc()
 	}

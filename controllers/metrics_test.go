@@ -45,12 +45,13 @@ func everyMetric(t *testing.T, byJob bool) *prometheus.Registry {
 	build, pod := startedBuild()
 	queued := build.DeepCopy()
 	queued.Status.Phase, queued.Spec.Node = "", ""
-	m := newMetrics(byJob, func() ([]v1alpha1.ZuulBuild, error) { return []v1alpha1.ZuulBuild{*build, *queued, *build}, nil }, func(err error) { t.Error(err) })
+	m := newMetrics(byJob, func(err error) { t.Error(err) })
+	read := func() ([]v1alpha1.ZuulBuild, error) { return []v1alpha1.ZuulBuild{*build, *queued, *build}, nil }
 	job := &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{JobName: "job"}}
 	m.written(&v1alpha1.ZuulBuild{}, build, job, pod)
 	m.written(build, ending(build, v1alpha1.PhaseSucceeded, ResultSuccess, ReasonSucceeded), job, pod)
 	m.written(&v1alpha1.ZuulBuild{}, ending(&v1alpha1.ZuulBuild{}, v1alpha1.PhaseLost, "", ReasonQuotaExceeded), nil, nil)
-	m.working.Store(true)
+	m.read.Store(&read)
 	registry := prometheus.NewPedanticRegistry()
 	if err := registry.Register(m); err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func TestStagesOver(t *testing.T) {
 
 // TestClassesAreBounded: whoever may make builds by hand cannot make series without end.
 func TestClassesAreBounded(t *testing.T) {
-	m := newMetrics(false, nil, nil)
+	m := newMetrics(false, nil)
 	seen := map[string]bool{}
 	for i := range 3 * maxClasses {
 		seen[m.class(&v1alpha1.ZuulBuild{Spec: v1alpha1.ZuulBuildSpec{Node: fmt.Sprint(i % (2 * maxClasses))}})] = true
@@ -150,12 +151,15 @@ func TestClassesAreBounded(t *testing.T) {
 // TestMetricsOfIdleReplica: a replica that does not work has no part in sums, and a scrape that cannot count still tells what was counted before.
 func TestMetricsOfIdleReplica(t *testing.T) {
 	var problem error
-	m := newMetrics(false, func() ([]v1alpha1.ZuulBuild, error) { return nil, errors.New("no cache") }, func(err error) { problem = err })
+	m := newMetrics(false, func(err error) { problem = err })
+	read := func() ([]v1alpha1.ZuulBuild, error) { return nil, errors.New("no cache") }
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(m)
 	m.buildDeleted(expiredByTime)
 	for _, working := range []bool{false, true} {
-		m.working.Store(working)
+		if working {
+			m.read.Store(&read)
+		}
 		if diff := cmp.Diff(map[string]float64{"retention_deleted_builds_total cause=time": 1}, series(t, registry)); diff != "" {
 			t.Errorf("working %t (-want +got):\n%s", working, diff)
 		}

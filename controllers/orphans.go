@@ -98,7 +98,7 @@ func (r *ZuulBuildReconciler) deleteOrphan(ctx context.Context, pod *corev1.Pod,
 	}
 	err := r.Delete(ctx, pod.DeepCopy(), client.Preconditions{UID: &pod.UID})
 	if err == nil {
-		r.metrics.orphanDeleted(cause)
+		r.Metrics.orphanDeleted(cause)
 		ctrl.LoggerFrom(ctx).Info("Deleted a Pod without a build", "pod", client.ObjectKeyFromObject(pod), "cause", cause)
 	}
 	return client.IgnoreNotFound(err)

@@ -23,7 +23,7 @@ import (
 // and be made by hand, since the API server has none of the cache's indexes.
 func (h *harness) uncached() *ZuulBuildReconciler {
 	return &ZuulBuildReconciler{
-		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, metrics: newMetrics(false, nil, nil),
+		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, Metrics: newMetrics(false, nil),
 		BuildURL: func(*v1alpha1.ZuulBuild) string { return "https://builds.example.org/" },
 	}
 }
@@ -86,7 +86,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("Pods that are still there (-want +got):\n%s", diff)
 	}
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(reconciler.metrics)
+	registry.MustRegister(reconciler.Metrics)
 	counts := map[string]float64{"orphan_pods_deleted_total cause=build_deleted": 2, "orphan_pods_deleted_total cause=build_replaced": 1}
 	if diff := cmp.Diff(counts, series(t, registry)); diff != "" {
 		t.Errorf("counted (-want +got):\n%s", diff)

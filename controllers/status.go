@@ -146,7 +146,7 @@ func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.
 	case err != nil:
 		return client.IgnoreNotFound(err)
 	}
-	r.metrics.written(before, s.build, s.job, s.pod)
+	r.Metrics.written(before, s.build, s.job, s.pod)
 	if completes {
 		r.sendEvent(s)
 	}

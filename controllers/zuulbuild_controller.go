@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -44,12 +43,8 @@ type ZuulBuildReconciler struct {
 	// BuildURL is the address of the page of a build.
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Clock    clock.PassiveClock
-	// Metrics gets the metrics of docs/metrics.md; nil for none.
-	Metrics prometheus.Registerer
-	// MetricsByJob gives those that are about builds a label for the job.
-	MetricsByJob bool
+	Metrics  *Metrics // nil for none
 
-	metrics     *metrics
 	pods        podMemory
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
@@ -73,13 +68,11 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 
 // SetupWithManager registers the controllers. The cache must have the indexes of SetupIndexes.
 func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	if err := r.setupMetrics(); err != nil {
+	if err := mgr.Add(manager.RunnableFunc(r.sweepRegularly)); err != nil {
 		return err
 	}
-	for _, work := range []manager.RunnableFunc{r.sweepRegularly, r.metrics.work} {
-		if err := mgr.Add(work); err != nil {
-			return err
-		}
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { r.Metrics.work(ctx, r.unfinished); return nil })); err != nil {
+		return err
 	}
 	if err := (&finishedReconciler{r}).setup(mgr); err != nil {
 		return err
