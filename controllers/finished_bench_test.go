@@ -81,7 +81,7 @@ func onFullCache(b *testing.B, builds []v1alpha1.ZuulBuild) *ZuulBuildReconciler
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := setupIndexes(b.Context(), objects); err != nil {
+	if err := SetupIndexes(b.Context(), objects); err != nil {
 		b.Fatal(err)
 	}
 	go func() { _ = objects.Start(b.Context()) }()

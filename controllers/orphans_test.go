@@ -17,12 +17,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 )
 
 // uncached is a reconciler that asks the API server for everything, and to whom nothing happens but what the test does. Its builds must have a jobRef
 // and be made by hand, since the API server has none of the cache's indexes.
 func (h *harness) uncached() *ZuulBuildReconciler {
 	return &ZuulBuildReconciler{
+		Builds: capacity.NewBuilds(), MaxBuilds: 10,
 		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, Metrics: newMetrics(false, nil),
 		BuildURL: func(*v1alpha1.ZuulBuild) string { return "https://builds.example.org/" },
 	}

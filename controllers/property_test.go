@@ -229,7 +229,7 @@ func (w *world) round(t *rapid.T) time.Duration {
 	return result.RequeueAfter
 }
 
-// settle lets caches catch up and everyone do their work until nothing is left.
+// settle lets caches catch up and everyone do their work until the build has its verdict and no Pod is left.
 func (w *world) settle(t *rapid.T) {
 	begin := w.now
 	for i := range 500 {
@@ -239,7 +239,7 @@ func (w *world) settle(t *rapid.T) {
 		if w.verdict == nil && w.now.Sub(begin) > 12*time.Hour {
 			t.Fatalf("no verdict after %s", w.now.Sub(begin))
 		}
-		if w.build() == nil && w.pod() == nil {
+		if (w.build() == nil || w.build().Complete()) && w.pod() == nil {
 			return
 		}
 		w.schedule()

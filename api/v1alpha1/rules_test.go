@@ -1,6 +1,7 @@
 package v1alpha1_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -259,6 +260,23 @@ func TestRetentionIsChecked(t *testing.T) {
 			create(t, api, job)
 			checkRefusal(t, api.Patch(t.Context(), job, mergePatch(`{"spec":{"retention":`+patch+`}}`)), want)
 		})
+	}
+}
+
+// TestTimeoutsAreChecked: the same of the clocks, of jobs and of node classes.
+func TestTimeoutsAreChecked(t *testing.T) {
+	api, namespace := newClient(t), apiserver.Namespace(t)
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{GenerateName: "j-", Namespace: namespace}, Spec: v1alpha1.ZuulJobSpec{Image: "i", Script: "s"}}
+	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{GenerateName: "clocks-"}}
+	create(t, api, job)
+	create(t, api, class)
+	for _, field := range []string{"unscheduled", "pending", "run", "abort"} {
+		for value, want := range map[string]string{"1h30m": "", "1d": "spec.timeouts." + field} {
+			for _, object := range []client.Object{job, class} {
+				patch := mergePatch(fmt.Sprintf(`{"spec":{"timeouts":{%q:%q}}}`, field, value))
+				checkRefusal(t, api.Patch(t.Context(), object, patch, client.DryRunAll), want)
+			}
+		}
 	}
 }
 

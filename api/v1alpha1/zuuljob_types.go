@@ -26,18 +26,30 @@ const (
 // the operator's, which is named here.
 type Timeouts struct {
 	// unscheduled is how long the Pod may be without a node. Default 15m.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Unscheduled *metav1.Duration `json:"unscheduled,omitempty"`
 
 	// pending is how long the Pod may take from having a node to its main container running (image pull, init containers). Default 15m.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Pending *metav1.Duration `json:"pending,omitempty"`
 
 	// run is how long the main container may run; then the build ends TIMED_OUT. Default 3h.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Run *metav1.Duration `json:"run,omitempty"`
 
 	// abort is how long the containers have between SIGTERM and SIGKILL. Default 30s.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(\.[0-9]{1,9})?(ms|s|m|h))+$`
 	// +optional
 	Abort *metav1.Duration `json:"abort,omitempty"`
 }
