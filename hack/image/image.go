@@ -1,0 +1,189 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"embed"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// rootfs is what every image has beside the program; the Dockerfile copies the same folder.
+//
+//go:embed rootfs
+var rootfs embed.FS
+
+// What the Dockerfile says too; a test compares them.
+const (
+	user       = "65532:65532"
+	entrypoint = "/zuulbuild"
+)
+
+// build is the program for one platform.
+type build struct {
+	platform v1.Platform
+	program  []byte
+}
+
+// newIndex makes an image of each build and puts them together.
+func newIndex(builds []build, certificates []byte, version string, created time.Time) (v1.ImageIndex, error) {
+	base, err := baseFiles(certificates)
+	if err != nil {
+		return nil, err
+	}
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, b := range builds {
+		image, err := newImage(b, base, version, created)
+		if err != nil {
+			return nil, err
+		}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &b.platform}})
+	}
+	return index, nil
+}
+
+// newImage has two layers: what changes with Debian's authorities, and what changes with the program.
+func newImage(b build, base []file, version string, created time.Time) (v1.Image, error) {
+	image := mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1)
+	for _, files := range [][]file{base, {{name: strings.TrimPrefix(entrypoint, "/"), mode: 0o755, content: b.program}}} {
+		layer, err := newLayer(files, created)
+		if err != nil {
+			return nil, err
+		}
+		image, err = mutate.Append(image, mutate.Addendum{Layer: layer, MediaType: types.OCILayer, History: v1.History{Created: v1.Time{Time: created}, CreatedBy: "make image"}})
+		if err != nil {
+			return nil, err
+		}
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture, config.Created = b.platform.OS, b.platform.Architecture, v1.Time{Time: created}
+	config.Config = v1.Config{
+		User: user, Entrypoint: []string{entrypoint}, WorkingDir: "/",
+		Labels: map[string]string{
+			"org.opencontainers.image.title":    "zuulbuild",
+			"org.opencontainers.image.version":  version,
+			"org.opencontainers.image.licenses": "Apache-2.0",
+		},
+	}
+	return mutate.ConfigFile(image, config)
+}
+
+// file is a file of a layer; a folder where its name ends with a slash.
+type file struct {
+	name    string // relative, as archives have it
+	mode    int64
+	content []byte
+}
+
+// baseFiles are rootfs and the authorities, in the order of their names.
+func baseFiles(certificates []byte) ([]file, error) {
+	var files []file
+	err := fs.WalkDir(rootfs, "rootfs", func(name string, entry fs.DirEntry, err error) error {
+		relative := strings.TrimPrefix(strings.TrimPrefix(name, "rootfs"), "/")
+		switch {
+		case err != nil || relative == "":
+			return err
+		case entry.IsDir():
+			files = append(files, file{name: relative + "/", mode: 0o755})
+			return nil
+		}
+		content, err := rootfs.ReadFile(name)
+		files = append(files, file{name: relative, mode: 0o644, content: content})
+		return err
+	})
+	if err != nil || certificates == nil {
+		return files, err
+	}
+	for folder := range strings.SplitSeq("etc/ssl/,etc/ssl/certs/", ",") {
+		files = append(files, file{name: folder, mode: 0o755})
+	}
+	return append(files, file{name: "etc/ssl/certs/ca-certificates.crt", mode: 0o644, content: certificates}), nil
+}
+
+func newLayer(files []file, created time.Time) (v1.Layer, error) {
+	var buffer bytes.Buffer
+	writer := tar.NewWriter(&buffer)
+	for _, f := range files {
+		header := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content)), Typeflag: tar.TypeReg, ModTime: created, Format: tar.FormatPAX}
+		if strings.HasSuffix(f.name, "/") {
+			header.Typeflag = tar.TypeDir
+		}
+		if err := writer.WriteHeader(header); err != nil {
+			return nil, err
+		}
+		if _, err := writer.Write(f.content); err != nil {
+			return nil, err
+		}
+	}
+	if err := writer.Close(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buffer.Bytes())), nil },
+		tarball.WithMediaType(types.OCILayer))
+}
+
+// writeArchive writes an OCI layout as one tar file. containerd takes the image's name from the first of the annotations, others the tag from the second.
+func writeArchive(output, reference, tag string, index v1.ImageIndex) error {
+	folder, err := os.MkdirTemp("", "zuulbuild-layout-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
+	target, err := layout.Write(folder, empty.Index)
+	if err != nil {
+		return err
+	}
+	names := map[string]string{"io.containerd.image.name": reference + ":" + tag, "org.opencontainers.image.ref.name": tag}
+	if err := target.AppendIndex(index, layout.WithAnnotations(names)); err != nil {
+		return err
+	}
+	content, err := archiveFolder(folder)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(output), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(output, content, 0o644)
+}
+
+// archiveFolder is a tar file of a folder's files, sorted by name and without anything that depends on the machine.
+func archiveFolder(folder string) ([]byte, error) {
+	var buffer bytes.Buffer
+	writer := tar.NewWriter(&buffer)
+	err := fs.WalkDir(os.DirFS(folder), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(filepath.Join(folder, name))
+		if err != nil {
+			return err
+		}
+		header := &tar.Header{Name: path.Clean(name), Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+		if err := writer.WriteHeader(header); err != nil {
+			return err
+		}
+		_, err = writer.Write(content)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return buffer.Bytes(), writer.Close()
+}

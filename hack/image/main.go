@@ -1,0 +1,117 @@
+// Command image builds the program's container image without Docker: static, from scratch, for several platforms, as one tar file in the layout of
+// the OCI, which containerd (`ctr images import`), podman, skopeo and Docker 25 and later read. The same sources give the same image, byte for byte.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// certificates are the authorities that Debian's package ca-certificates writes. Go's crypto/tls looks for them in the image under the same path.
+const certificates = "/etc/ssl/certs/ca-certificates.crt"
+
+type options struct {
+	reference, version, output, certificates, platforms string
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.reference, "reference", "zuulbuild.dev/zuulbuild", "name of the image, without its tag")
+	flag.StringVar(&o.version, "version", "development", "what `zuulbuild --version` says, and the image's tag")
+	flag.StringVar(&o.output, "output", "dist/zuulbuild-image.tar", "the archive to write")
+	flag.StringVar(&o.certificates, "certificates", certificates, "PEM file of the authorities the program trusts; empty for none")
+	flag.StringVar(&o.platforms, "platforms", "linux/amd64,linux/arm64", "platforms to build for")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	digest, err := o.run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+	fmt.Printf("%s: %s:%s@%s\n", o.output, o.reference, o.version, digest)
+}
+
+func (o options) run(ctx context.Context) (v1.Hash, error) {
+	authorities, err := o.readCertificates()
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	created, err := sourceDate()
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	folder, err := os.MkdirTemp("", "zuulbuild-image-")
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	defer os.RemoveAll(folder)
+	var builds []build
+	for _, text := range strings.Split(o.platforms, ",") {
+		platform, err := v1.ParsePlatform(text)
+		if err != nil || platform.OS != "linux" || platform.Architecture == "" {
+			return v1.Hash{}, fmt.Errorf("--platforms %q: linux/ARCHITECTURE was expected", text)
+		}
+		program, err := compile(ctx, *platform, o.version, filepath.Join(folder, platform.Architecture))
+		if err != nil {
+			return v1.Hash{}, err
+		}
+		builds = append(builds, build{platform: *platform, program: program})
+	}
+	index, err := newIndex(builds, authorities, o.version, created)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	if err := writeArchive(o.output, o.reference, o.version, index); err != nil {
+		return v1.Hash{}, err
+	}
+	return index.Digest()
+}
+
+// readCertificates refuses to go on without the file: the image would seem to work, until a server with a certificate of a public authority.
+func (o options) readCertificates() ([]byte, error) {
+	if o.certificates == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(o.certificates)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: install the package ca-certificates, or give --certificates= for an image that trusts only what its configuration names", err)
+	}
+	return content, err
+}
+
+// sourceDate is SOURCE_DATE_EPOCH, as https://reproducible-builds.org has it, or 1970.
+func sourceDate() (time.Time, error) {
+	text := os.Getenv("SOURCE_DATE_EPOCH")
+	if text == "" {
+		return time.Unix(0, 0).UTC(), nil
+	}
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH %q: seconds since 1970 were expected", text)
+	}
+	return time.Unix(seconds, 0).UTC(), nil
+}
+
+// compile builds the program of the module in the working folder and returns it.
+func compile(ctx context.Context, platform v1.Platform, version, output string) ([]byte, error) {
+	// The build id would differ between machines, and nothing reads it.
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid= -X main.version="+version,
+		"-o", output, "zuulbuild.dev/zuulbuild")
+	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+platform.OS, "GOARCH="+platform.Architecture, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=")
+	if text, err := command.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build for %s: %w\n%s", platform, err, text)
+	}
+	return os.ReadFile(output)
+}
