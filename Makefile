@@ -9,6 +9,8 @@ TOOLS := $(CACHE)/tools
 CONTROLLER_GEN := $(TOOLS)/controller-gen-$(CONTROLLER_TOOLS_VERSION)/controller-gen
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
 LOCALCLUSTER := go run ./hack/localcluster/cmd
+VERSION ?= $(shell awk '/^appVersion:/ { print $$2 }' charts/zuulbuild/Chart.yaml)
+HELM_DOCS := $(TOOLS)/helm-docs-$(HELM_DOCS_VERSION)/helm-docs
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
@@ -21,15 +23,21 @@ help: ## Say what there is
 build: ## Build bin/zuulbuild
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/ .
 
+.PHONY: image
+image: ## Build dist/zuulbuild-image.tar, the container image, without Docker; VERSION=… for another tag
+	go run ./hack/image --version $(VERSION) --output dist/zuulbuild-image.tar
+
 .PHONY: generate
 generate: $(CONTROLLER_GEN) ## Write the generated Go code
 	$(CONTROLLER_GEN) object paths=./api/...
 
 .PHONY: manifests
-manifests: $(CONTROLLER_GEN) ## Write the CustomResourceDefinitions and the operator's role
+manifests: $(CONTROLLER_GEN) $(HELM_DOCS) ## Write the CustomResourceDefinitions, the operator's role and what the chart has of both
 	$(CONTROLLER_GEN) crd:generateEmbeddedObjectMeta=true paths=./api/... output:crd:dir=config/crd
 	go run ./hack/crdtrim config/crd
 	$(CONTROLLER_GEN) rbac:roleName=zuulbuild-operator paths=./controllers/... output:rbac:dir=config/rbac
+	go run ./hack/chart
+	$(HELM_DOCS) --log-level warning --chart-search-root charts --sort-values-order file
 
 ##@ Tests
 
@@ -47,6 +55,7 @@ packages: ## Install the Debian packages the tests and the local cluster need (a
 .PHONY: integration
 integration: packages ## Run the tests against a real API server and a real gearmand
 	$(LOCALCLUSTER) assets >/dev/null
+	$(LOCALCLUSTER) helm >/dev/null
 	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 ./...
 
 .PHONY: e2e
@@ -72,7 +81,7 @@ upgrade: packages build ## Replace the leading replica three times while 200 bui
 
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say
-	@changed=$$(git status --porcelain -- api config); if [ -n "$$changed" ]; then \
+	@changed=$$(git status --porcelain -- api config charts); if [ -n "$$changed" ]; then \
 		echo "Generated files are stale; commit what 'make generate manifests' wrote:"; echo "$$changed"; exit 1; fi
 
 .PHONY: lint
@@ -98,6 +107,10 @@ demo: build ## Start a cluster, Gearman and zuulbuild, and send builds as Zuul w
 $(CONTROLLER_GEN):
 	@echo "Building controller-gen $(CONTROLLER_TOOLS_VERSION)"
 	GOBIN=$(@D) go install sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_TOOLS_VERSION)
+
+$(HELM_DOCS):
+	@echo "Building helm-docs $(HELM_DOCS_VERSION)"
+	GOBIN=$(@D) go install github.com/norwoodj/helm-docs/cmd/helm-docs@$(HELM_DOCS_VERSION)
 
 $(GOLANGCI_LINT):
 	@echo "Building golangci-lint $(GOLANGCI_LINT_VERSION); this takes some minutes, once"

@@ -95,7 +95,8 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=pods/log,verbs=get
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
-// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete,namespace=zuulbuild-system
+// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch,namespace=zuulbuild-system
 
 // Reconcile brings one build a step further: the steps are asked in order, and the first that has something to do or to wait for ends the round. The
 // status is written once, at the end, and events are sent only if that write succeeded.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ var (
 		"containerd", "containerd-shim-runc-v2", "ctr", "coredns", "pause",
 	}
 	kwokBinaries = []string{"kwok"}
+	helmBinaries = []string{"helm"}
 )
 
 func newToolset() (*toolset, error) {
@@ -53,7 +55,7 @@ func newToolset() (*toolset, error) {
 
 // planTools says where each program lives and how it is built.
 func planTools(folder string, versions map[string]string) (*toolset, error) {
-	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION"} {
+	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION", "HELM_VERSION"} {
 		if !strings.HasPrefix(versions[name], "v") {
 			return nil, fmt.Errorf("hack/versions.env: %s is %q, want a version starting with v", name, versions[name])
 		}
@@ -77,6 +79,8 @@ func planTools(folder string, versions map[string]string) (*toolset, error) {
 	add(program{name: "coredns", folder: "coredns-" + versions["COREDNS_VERSION"], target: "github.com/coredns/coredns", version: versions["COREDNS_VERSION"]})
 	add(program{name: "kwok", folder: "kwok-" + versions["KWOK_VERSION"], target: "sigs.k8s.io/kwok/cmd/kwok", version: versions["KWOK_VERSION"],
 		ldflags: "-X sigs.k8s.io/kwok/pkg/consts.Version=" + versions["KWOK_VERSION"]})
+	add(program{name: "helm", folder: "helm-" + versions["HELM_VERSION"], target: "helm.sh/helm/v4/cmd/helm", version: versions["HELM_VERSION"],
+		ldflags: "-X helm.sh/helm/v4/internal/version.version=" + versions["HELM_VERSION"]})
 	add(program{name: "pause", folder: "pause-" + pauseVersion, modulePath: ".", target: module + "/hack/localcluster/pause", version: pauseVersion})
 	return tools, nil
 }
@@ -104,6 +108,24 @@ func AssetsDir() string {
 	return filepath.Dir(tools.path("etcd"))
 }
 
+// Helm is the path of the helm that BuildHelm builds, and `localcluster helm` with it. It builds nothing.
+func Helm() string {
+	tools, err := newToolset()
+	if err != nil {
+		panic(err) // as in AssetsDir
+	}
+	return tools.path("helm")
+}
+
+// BuildHelm builds Helm where it is missing and returns its path.
+func BuildHelm(ctx context.Context, log io.Writer) (string, error) {
+	tools, err := newToolset()
+	if err != nil {
+		return "", err
+	}
+	return tools.path("helm"), tools.ensure(ctx, log, helmBinaries...)
+}
+
 // BuildAssets builds what AssetsDir promises, where it is missing, and returns that folder.
 func BuildAssets(ctx context.Context, log io.Writer) (string, error) {
 	tools, err := newToolset()
@@ -113,13 +135,13 @@ func BuildAssets(ctx context.Context, log io.Writer) (string, error) {
 	return AssetsDir(), tools.ensure(ctx, log, assetBinaries...)
 }
 
-// BuildAll builds every program an `up` may need, kwok among them, where it is missing.
+// BuildAll builds every program an `up` or a test may need, kwok and helm among them, where it is missing.
 func BuildAll(ctx context.Context, log io.Writer) error {
 	tools, err := newToolset()
 	if err != nil {
 		return err
 	}
-	return tools.ensure(ctx, log, append(append([]string{}, clusterBinaries...), kwokBinaries...)...)
+	return tools.ensure(ctx, log, slices.Concat(clusterBinaries, kwokBinaries, helmBinaries)...)
 }
 
 // ensure builds the programs that are missing, one at a time: each is a build that fills the machine by itself. A file

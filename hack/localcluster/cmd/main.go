@@ -36,7 +36,7 @@ func rootCommand() *cobra.Command {
 	}
 	name := root.PersistentFlags().String("name", localcluster.DefaultName, "name of the cluster; several run side by side")
 	root.AddCommand(upCommand(name), downCommand(name), listCommand(), kubeconfigCommand(name), imageCommand(name), execCommand(name),
-		packagesCommand(), assetsCommand(), toolsCommand())
+		packagesCommand(), assetsCommand(), helmCommand(), toolsCommand())
 	return root
 }
 
@@ -203,6 +203,20 @@ func assetsCommand() *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintln(command.OutOrStdout(), folder)
+			return err
+		},
+	}
+}
+
+func helmCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "helm", Short: "Build helm and print its path", Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			path, err := localcluster.BuildHelm(command.Context(), command.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(command.OutOrStdout(), path)
 			return err
 		},
 	}
