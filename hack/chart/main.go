@@ -155,6 +155,7 @@ func definitions() (map[string]any, error) {
 		"job": job, "nodeClass": nodeClass,
 		"affinity": within(pod, "affinity"), "tolerations": within(pod, "tolerations"), "imagePullSecrets": within(pod, "imagePullSecrets"),
 		"topologySpreadConstraints": within(pod, "topologySpreadConstraints"), "resources": within(nodeClass, "resources"),
+		"quantities":    within(nodeClass, "resources", "limits"),
 		"labelSelector": within(within(pod, "topologySpreadConstraints")["items"].(map[string]any), "labelSelector"),
 	}, nil
 }

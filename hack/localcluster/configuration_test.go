@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,7 +103,7 @@ func TestPlanTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(append([]string{}, clusterBinaries...), kwokBinaries...) {
+	for _, name := range slices.Concat(clusterBinaries, kwokBinaries, helmBinaries) {
 		p, found := tools.programs[name]
 		if !found || p.target == "" || !strings.Contains(tools.path(name), p.version) {
 			t.Errorf("%s: plan %+v, path %s", name, p, tools.path(name))

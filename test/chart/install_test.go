@@ -1,0 +1,390 @@
+package chart
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+)
+
+var definitionNames = []string{"zuulbuilds.zuulbuild.dev", "zuuljobs.zuulbuild.dev", "zuulnodeclasses.zuulbuild.dev"}
+
+func newClient(t *testing.T) client.Client {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, apiextensionsv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := client.New(config(t), client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// eventually asks until there is no error.
+func eventually(t *testing.T, ask func(context.Context) error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := ask(t.Context())
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// withoutDefinitions takes our definitions out of the API server.
+func withoutDefinitions(t *testing.T, c client.Client) {
+	t.Helper()
+	for _, name := range definitionNames {
+		definition := &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		if err := c.Delete(t.Context(), definition); client.IgnoreNotFound(err) != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func(ctx context.Context) error {
+			if err := c.Get(ctx, client.ObjectKeyFromObject(definition), definition); !apierrors.IsNotFound(err) {
+				return fmt.Errorf("definition %s is still there: %w", name, err)
+			}
+			return nil
+		})
+	}
+}
+
+func withDefinitions(t *testing.T) {
+	t.Helper()
+	access := kubeconfig(t)
+	if _, err := kubectl(t, nil, "--kubeconfig", access, "apply", "--kustomize", root+"/config/crd"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range definitionNames {
+		if _, err := kubectl(t, nil, "--kubeconfig", access, "wait", "--for=condition=Established", "--timeout=60s", "crd/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func makeNamespace(t *testing.T, c client.Client, name string, labels map[string]string) {
+	t.Helper()
+	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+	if err := c.Create(t.Context(), object); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+}
+
+// Every object that the chart makes of any of the values, and every one of config/default, is what the API server takes: server-side apply
+// refuses fields it does not know.
+func TestObjectsAreAccepted(t *testing.T) {
+	c := newClient(t)
+	withDefinitions(t)
+	sets := map[string][]*unstructured.Unstructured{"config/default": kustomized(t)}
+	for name := range valuesFiles {
+		sets[name] = render(t, name)
+	}
+	for name, all := range sets {
+		t.Run(name, func(t *testing.T) {
+			for _, object := range all {
+				if object.GetNamespace() != "" {
+					makeNamespace(t, c, object.GetNamespace(), nil)
+				}
+				err := c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(object), client.DryRunAll, client.ForceOwnership, client.FieldOwner("test"))
+				if err != nil {
+					t.Errorf("%s %s: %v", object.GetKind(), object.GetName(), err)
+				}
+			}
+		})
+	}
+}
+
+// Pods of the chart may run where Pod Security is restricted.
+func TestPodsAreRestricted(t *testing.T) {
+	c := newClient(t)
+	makeNamespace(t, c, "restricted", map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
+	count := 0
+	for _, object := range slices.Concat(render(t, "everything"), kustomized(t)) {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "pod"}}
+		switch object.GetKind() {
+		case "Deployment":
+			deployment := appsv1.Deployment{}
+			into(t, object.Object, &deployment)
+			pod.Spec = deployment.Spec.Template.Spec
+		case "Pod":
+			into(t, object.Object["spec"], &pod.Spec)
+		default:
+			continue
+		}
+		count++
+		pod.Namespace, pod.Spec.ServiceAccountName, pod.Spec.RuntimeClassName = "restricted", "", nil
+		for _, container := range pod.Spec.Containers {
+			if !*container.SecurityContext.ReadOnlyRootFilesystem {
+				t.Errorf("container %s may write to its image", container.Name)
+			}
+		}
+		// The account is made by a controller, and there is none here: that alone may be missing.
+		if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil && !strings.Contains(err.Error(), "serviceaccount") {
+			t.Errorf("%s %s: %v", object.GetKind(), object.GetName(), err)
+		}
+	}
+	if count != 4 {
+		t.Errorf("%d Pods were looked at, not 4", count)
+	}
+}
+
+// `helm template | kubectl apply` works in one go on a cluster that knows nothing of zuulbuild.
+func TestTemplateApply(t *testing.T) {
+	c := newClient(t)
+	withoutDefinitions(t, c)
+	makeNamespace(t, c, namespace, nil)
+	text, err := template(t, "--no-hooks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	access := kubeconfig(t)
+	if output, err := kubectl(t, []byte(text), "--kubeconfig", access, "apply", "--filename", "-"); err != nil {
+		t.Fatal(output, err)
+	}
+	for _, object := range objects(t, text) {
+		if object.GetKind() == "Namespace" { // which nobody here would empty
+			continue
+		}
+		if err := c.Delete(t.Context(), object); err != nil {
+			t.Errorf("after apply: %v", err)
+		}
+	}
+}
+
+// The definitions in the chart are those of config/crd, and marked to be kept.
+func TestDefinitions(t *testing.T) {
+	all := render(t, "default")
+	for _, name := range definitionNames {
+		content, err := os.ReadFile(root + "/config/crd/zuulbuild.dev_" + strings.TrimSuffix(name, ".zuulbuild.dev") + ".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want apiextensionsv1.CustomResourceDefinition
+		if err := yaml.Unmarshal(content, &want); err != nil {
+			t.Fatal(err)
+		}
+		var got apiextensionsv1.CustomResourceDefinition
+		into(t, find(t, all, "CustomResourceDefinition", name).Object, &got)
+		if diff := cmp.Diff(want.Spec, got.Spec); diff != "" {
+			t.Errorf("%s differs (-config/crd +chart):\n%s", name, diff)
+		}
+		if got.Annotations["helm.sh/resource-policy"] != "keep" {
+			t.Errorf("%s would go with the chart", name)
+		}
+	}
+}
+
+// A release with jobs and node classes is installed on a cluster that does not know their kinds yet, upgraded, and uninstalled.
+func TestRelease(t *testing.T) {
+	c := newClient(t)
+	withoutDefinitions(t, c)
+	access := kubeconfig(t)
+	values := func(script string, more ...string) []string {
+		return append([]string{"--kubeconfig", access, "--namespace", namespace, "--set-json", `buildNamespaces=[{"name":"team"}]`, "--set-json",
+			fmt.Sprintf(`jobs={"unit-tests":{"spec":{"image":"i","script":%q}}}`, script)}, more...)
+	}
+	makeNamespace(t, c, "team", nil)
+	helmRun := func(arguments ...string) {
+		t.Helper()
+		if output, err := helm(t, arguments...); err != nil {
+			t.Fatal(output, err)
+		}
+	}
+	job := &v1alpha1.ZuulJob{}
+	key := client.ObjectKey{Namespace: "team", Name: "unit-tests"}
+	uid := func(want string) string {
+		t.Helper()
+		if err := c.Get(t.Context(), key, job); err != nil {
+			t.Fatal(err)
+		}
+		if job.Spec.Script != want {
+			t.Errorf("the job's script is %q rather than %q", job.Spec.Script, want)
+		}
+		return string(job.UID)
+	}
+
+	helmRun(append([]string{"install", "zuulbuild", chartPath, "--create-namespace"}, values("first", "--set-json", `nodeClasses={"large":{"maxBuilds":3}}`)...)...)
+	first := uid("first")
+	helmRun(append([]string{"upgrade", "zuulbuild", chartPath}, values("second", "--set-json", `nodeClasses={"large":{"maxBuilds":4}}`)...)...)
+	if second := uid("second"); second != first {
+		t.Error("the upgrade made the job anew: its functions were gone meanwhile")
+	}
+	helmRun(append([]string{"upgrade", "zuulbuild", chartPath}, values("third")...)...)
+	class := &v1alpha1.ZuulNodeClass{}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "large"}, class); !apierrors.IsNotFound(err) {
+		t.Errorf("a node class that was taken out of the values is still there: %v", err)
+	}
+	if uid("third") != first {
+		t.Error("the second upgrade made the job anew")
+	}
+
+	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
+	if err := c.Get(t.Context(), key, job); !apierrors.IsNotFound(err) {
+		t.Errorf("the job outlives the release: %v", err)
+	}
+	if diff := cmp.Diff([]string{"CustomResourceDefinition", "CustomResourceDefinition", "CustomResourceDefinition"}, remains(t.Context(), t, c)); diff != "" {
+		t.Errorf("what an uninstall leaves (-wanted +there):\n%s", diff)
+	}
+
+	withoutDefinitions(t, c)
+	helmRun(append([]string{"install", "zuulbuild", chartPath}, values("first", "--set", "crds.keep=false")...)...)
+	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
+	eventually(t, func(ctx context.Context) error {
+		if left := remains(ctx, t, c); len(left) > 0 {
+			return fmt.Errorf("an uninstall without crds.keep leaves %s", left)
+		}
+		return nil
+	})
+}
+
+// remains are the kinds of what Helm made for the release and is still there.
+func remains(ctx context.Context, t *testing.T, c client.Client) []string {
+	t.Helper()
+	var kinds []string
+	for _, kind := range []string{"apiextensions.k8s.io/v1/CustomResourceDefinition", "rbac.authorization.k8s.io/v1/ClusterRole",
+		"rbac.authorization.k8s.io/v1/ClusterRoleBinding", "rbac.authorization.k8s.io/v1/Role", "rbac.authorization.k8s.io/v1/RoleBinding",
+		"apps/v1/Deployment", "v1/Service", "v1/ServiceAccount", "v1/ConfigMap", "v1/Secret", "networking.k8s.io/v1/NetworkPolicy",
+		"policy/v1/PodDisruptionBudget"} {
+		list := &unstructured.UnstructuredList{}
+		at := strings.LastIndex(kind, "/")
+		list.SetAPIVersion(kind[:at])
+		list.SetKind(kind[at+1:] + "List")
+		if err := c.List(ctx, list, client.MatchingLabels{"app.kubernetes.io/instance": "zuulbuild"}); err != nil {
+			t.Fatal(err)
+		}
+		for range list.Items {
+			kinds = append(kinds, kind[at+1:])
+		}
+	}
+	return kinds
+}
+
+// kustomized are the objects of config/default.
+func kustomized(t *testing.T) []*unstructured.Unstructured {
+	t.Helper()
+	text, err := kubectl(t, nil, "kustomize", root+"/config/default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects(t, text)
+}
+
+// config/default makes the same Pods and gives the same rights as the chart for the whole cluster.
+func TestKustomizeAgreesWithChart(t *testing.T) {
+	mine := kustomized(t)
+	theirs := render(t, "default", "--set", "scope=cluster", "--set", "gearman.servers[0].address=gearman.example.org")
+	if diff := cmp.Diff(rights(t, theirs), rights(t, mine)); diff != "" {
+		t.Errorf("rights differ (-chart +config/default):\n%s", diff)
+	}
+	pod := func(all []*unstructured.Unstructured) corev1.PodSpec {
+		deployment := appsv1.Deployment{}
+		into(t, find(t, all, "Deployment", "zuulbuild").Object, &deployment)
+		spec := deployment.Spec.Template.Spec
+		// Selectors and the names of generated objects are each one's own, and what is a default needs no flag.
+		spec.TopologySpreadConstraints[0].LabelSelector = nil
+		spec.Volumes[0].ConfigMap.Name = ""
+		spec.Containers[0].Args = slices.DeleteFunc(spec.Containers[0].Args, func(argument string) bool {
+			return slices.Contains([]string{"--manager=zuulbuild", "--max-builds=100", "--grace-period=60s", "--pages-address=:8080", "--health-address=:8081",
+				"--log-level=info"}, argument) || strings.HasPrefix(argument, "--pages-url=")
+		})
+		return spec
+	}
+	if diff := cmp.Diff(pod(theirs), pod(mine)); diff != "" {
+		t.Errorf("Pods differ (-chart +config/default):\n%s", diff)
+	}
+}
+
+// The program takes the arguments and the file of servers that the chart and config/default give it: it gets as far as looking for a cluster.
+func TestProgramTakesItsArguments(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program")
+	}
+	program := filepath.Join(t.TempDir(), "zuulbuild")
+	if output, err := exec.Command("go", "build", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	sets := map[string][]*unstructured.Unstructured{"config/default": kustomized(t)}
+	for name := range valuesFiles {
+		sets[name] = render(t, name)
+	}
+	for name, all := range sets {
+		t.Run(name, func(t *testing.T) {
+			folder, arguments := t.TempDir(), []string(nil)
+			for _, object := range all {
+				switch data, _, _ := unstructured.NestedString(object.Object, "data", "servers.yaml"); {
+				case data != "":
+					if err := os.WriteFile(filepath.Join(folder, "servers.yaml"), []byte(data), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				case object.GetKind() == "Deployment" && !strings.HasSuffix(object.GetName(), "-gearman"):
+					deployment := appsv1.Deployment{}
+					into(t, object.Object, &deployment)
+					arguments = deployment.Spec.Template.Spec.Containers[0].Args
+				}
+			}
+			for i := range arguments {
+				arguments[i] = strings.ReplaceAll(arguments[i], "/etc/zuulbuild", folder)
+			}
+			if _, err := command(t, nil, program, arguments...); err == nil || !strings.Contains(err.Error(), "no cluster to work on") {
+				t.Errorf("with %s: %v", strings.Join(arguments, " "), err)
+			}
+		})
+	}
+}
+
+// Names of objects, and what else is made of several values.
+func TestRenderedDetails(t *testing.T) {
+	tests := map[string]struct {
+		values []string
+		want   []string // in the arguments or the image of the operator
+	}{
+		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "--pages-url=http://zuulbuild.zuulbuild-system.svc:80", "--namespace=zuulbuild-builds", "3660"}},
+		"an address":    {[]string{"pages.url=https://a.example.org/ci", "pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=https://a.example.org/ci"}},
+		"plain ingress": {[]string{"pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=http://b"}},
+		"a short drain": {[]string{"drainTimeoutSeconds=5", "image.tag=x"}, []string{"--drain-timeout=5s", "65", ":x"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			arguments := []string{}
+			for _, value := range test.values {
+				arguments = append(arguments, "--set", value)
+			}
+			deployment := appsv1.Deployment{}
+			into(t, find(t, render(t, "default", arguments...), "Deployment", "zuulbuild").Object, &deployment)
+			pod := deployment.Spec.Template.Spec
+			told := strings.Join(append(pod.Containers[0].Args, pod.Containers[0].Image, fmt.Sprint(*pod.TerminationGracePeriodSeconds)), "\n") + "\n"
+			for _, want := range test.want {
+				if !strings.Contains(told, want+"\n") {
+					t.Errorf("no %q in\n%s", want, told)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,226 @@
+package chart
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+func TestLint(t *testing.T) {
+	for name, file := range valuesFiles {
+		t.Run(name, func(t *testing.T) {
+			arguments := []string{"lint", "--strict", chartPath}
+			if file != "" {
+				arguments = append(arguments, "--values", file)
+			}
+			if output, err := helm(t, arguments...); err != nil {
+				t.Error(output, err)
+			}
+		})
+	}
+}
+
+func defaults(t *testing.T) map[string]any {
+	t.Helper()
+	content, err := os.ReadFile(chartPath + "/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]any{}
+	if err := yaml.Unmarshal(content, &values); err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+// refusal is what helm says of values.
+func refusal(t *testing.T, values any) string {
+	t.Helper()
+	content, err := yaml.Marshal(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = template(t, "--values", file); err != nil {
+		return err.Error()
+	}
+	t.Fatalf("these values were accepted:\n%s", content)
+	return ""
+}
+
+// freeForm are the objects that take keys of one's own.
+var freeForm = []string{"commonLabels", "podLabels", "podAnnotations", "nodeSelector", "annotations", "labels", "jobs", "nodeClasses", "requests", "limits", "quota",
+	"default", "defaultRequest", "matchLabels"}
+
+// A key that does not exist is refused by name, in whatever object it is, and so is a value of another type.
+func TestWrongValuesAreRefused(t *testing.T) {
+	everything := map[string]any{}
+	content, err := os.ReadFile(valuesFiles["everything"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(content, &everything); err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range map[string]map[string]any{"default": defaults(t), "everything": everything} {
+		t.Run(name, func(t *testing.T) {
+			var unknown, wrong []string
+			misspelt := spoil(values, "", func(object map[string]any, path string) {
+				if last := path[strings.LastIndex(path, "/")+1:]; !slices.Contains(freeForm, last) && path != "/affinity" {
+					object["noSuchKey"] = true
+					unknown = append(unknown, path)
+				}
+			}, nil).(map[string]any)
+			message := refusal(t, misspelt)
+			for _, path := range unknown {
+				if !strings.Contains(message, fmt.Sprintf("at '%s': additional properties 'noSuchKey' not allowed", path)) {
+					t.Errorf("no word of an unknown key in %q", path)
+				}
+			}
+
+			mistyped := spoil(values, "", nil, func(value any, path string) any {
+				if slices.Contains([]string{"/gearman", "/extraObjects"}, path) {
+					return value
+				}
+				wrong = append(wrong, path)
+				switch value.(type) {
+				case string:
+					return []any{}
+				case float64:
+					return true
+				default:
+					return "no such thing"
+				}
+			})
+			message = refusal(t, mistyped)
+			for _, path := range wrong {
+				if !strings.Contains(message, fmt.Sprintf("at '%s'", path)) {
+					t.Errorf("no word of the wrong type of %q", path)
+				}
+			}
+			if t.Failed() {
+				t.Log(message)
+			}
+		})
+	}
+}
+
+// spoil is a copy of values in which object was called for each object, before its children, and leaf has replaced everything else.
+func spoil(value any, path string, object func(map[string]any, string), leaf func(any, string) any) any {
+	switch value := value.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for _, key := range slices.Sorted(maps.Keys(value)) {
+			if key == "extraObjects" || path == "/extraObjects" {
+				continue
+			}
+			out[key] = spoil(value[key], path+"/"+strings.ReplaceAll(key, "/", "~1"), object, leaf)
+		}
+		if object != nil {
+			object(out, path)
+		}
+		return out
+	case []any:
+		if len(value) == 0 || leaf == nil && !isObject(value[0]) {
+			break
+		}
+		out := []any{}
+		for i, item := range value {
+			out = append(out, spoil(item, fmt.Sprintf("%s/%d", path, i), object, leaf))
+		}
+		return out
+	}
+	if leaf == nil {
+		return value
+	}
+	return leaf(value, path)
+}
+
+func isObject(value any) bool {
+	_, ok := value.(map[string]any)
+	return ok
+}
+
+func TestMistakesPeopleMake(t *testing.T) {
+	tests := map[string]struct{ values, want string }{
+		"a job's misspelt field":       {"jobs: {a: {spec: {image: i, skript: s}}}", "at '/jobs/a/spec': additional properties 'skript'"},
+		"a Pod's misspelt field":       {"jobs: {a: {spec: {template: {spec: {containers: [{name: a, imagee: b}]}}}}}", "containers/0': additional properties 'imagee'"},
+		"a node class's misspelt":      {"nodeClasses: {a: {maxbuilds: 1}}", "at '/nodeClasses/a': additional properties 'maxbuilds'"},
+		"a name that cannot be":        {"jobs: {Unit_Tests: {spec: {image: i}}}", "Unit_Tests"},
+		"a server without an address":  {"gearman: {servers: [{name: zuul}]}", "at '/gearman/servers/0': missing property 'address'"},
+		"a server's name with a slash": {"gearman: {servers: [{name: a/b, address: c}]}", "at '/gearman/servers/0/name'"},
+		"an ingress without a host":    {"pages: {ingress: {enabled: true}}", "at '/pages/ingress/host'"},
+		"a route without gateways":     {"pages: {httpRoute: {enabled: true, host: a}}", "at '/pages/httpRoute/parentRefs'"},
+		"no such scope":                {"scope: namespace", "at '/scope': value must be one of 'namespaces', 'cluster'"},
+		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
+		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
+		"no builds":                    {"maxBuilds: 0", "at '/maxBuilds': minimum"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			values := map[string]any{}
+			if err := yaml.Unmarshal([]byte(test.values), &values); err != nil {
+				t.Fatal(err)
+			}
+			if message := refusal(t, values); !strings.Contains(message, test.want) {
+				t.Errorf("%s, without %q", message, test.want)
+			}
+		})
+	}
+}
+
+// Every object of the schema says which keys it takes, and every value it knows is in values.yaml with its default.
+func TestSchema(t *testing.T) {
+	content, err := os.ReadFile(chartPath + "/values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema := map[string]any{}
+	if err := json.Unmarshal(content, &schema); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, schema, "")
+	described(t, schema, defaults(t), "")
+}
+
+func closed(t *testing.T, schema map[string]any, path string) {
+	t.Helper()
+	if _, says := schema["additionalProperties"]; schema["type"] == "object" && !says {
+		t.Errorf("%s takes any key", path)
+	}
+	for _, key := range []string{"properties", "$defs"} {
+		children, _ := schema[key].(map[string]any)
+		for name, child := range children {
+			closed(t, child.(map[string]any), path+"/"+name)
+		}
+	}
+	for _, key := range []string{"items", "additionalProperties"} {
+		if child, ok := schema[key].(map[string]any); ok {
+			closed(t, child, path+"/"+key)
+		}
+	}
+}
+
+func described(t *testing.T, schema, values map[string]any, path string) {
+	t.Helper()
+	properties, _ := schema["properties"].(map[string]any)
+	for name, property := range properties {
+		value, there := values[name]
+		if !there && path+name != "global" {
+			t.Errorf("values.yaml lacks %s%s", path, name)
+		}
+		if child, ok := value.(map[string]any); ok {
+			described(t, property.(map[string]any), child, path+name+".")
+		}
+	}
+}
