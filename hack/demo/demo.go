@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,12 +31,20 @@ type demo struct {
 	gearman, program string
 	cluster          string
 
+	local               *localcluster.Cluster // nil: the cluster of KUBECONFIG
 	kubeconfig, kubectl string
+	uninstall           bool   // at the end, because the cluster stays
+	tag                 string // of the image of the operator
 	image               string
 	folder              string // of logs
 	pages               string // address of the build pages
 	cleanup             []func()
 	processes           []int // left running with KEEP
+}
+
+type step struct {
+	what string
+	do   func(context.Context) error
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -46,17 +55,14 @@ func (d *demo) run(ctx context.Context) (err error) {
 			}
 		}
 	}()
-	for _, step := range []struct {
-		what string
-		do   func(context.Context) error
-	}{
-		{"A cluster", d.startCluster},
-		{"Definitions and jobs", d.applyObjects},
-		{"A Gearman server", d.startGearman},
-		{"The operator", d.startOperator},
+	start := []step{{"The image", d.buildImage}, {"The chart", d.installChart}, {"Jobs", d.applyJobs}}
+	if os.Getenv("KUBECONFIG") != "" { // whose nodes cannot be given an image
+		start = []step{{"Definitions and jobs", d.applyObjects}, {"A Gearman server", d.startGearman}, {"The operator", d.startOperator}}
+	}
+	for _, step := range slices.Concat([]step{{"A cluster", d.startCluster}}, start, []step{
 		{"Builds, as Zuul sends them", d.sendBuilds},
 		{"kubectl get zuulbuilds -o wide", d.showBuilds},
-	} {
+	}) {
 		fmt.Printf("\n== %s\n", step.what)
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", strings.ToLower(step.what[:1])+step.what[1:], err)
@@ -94,8 +100,9 @@ func (d *demo) startCluster(ctx context.Context) error {
 		})
 	} else {
 		fmt.Println("using cluster", d.cluster, "which runs already")
+		d.uninstall = true
 	}
-	d.kubeconfig, d.kubectl = cluster.Kubeconfig(), cluster.Kubectl()
+	d.local, d.kubeconfig, d.kubectl = cluster, cluster.Kubeconfig(), cluster.Kubectl()
 	return d.kubectlRun(ctx, nil, "get", "nodes", "--label-columns=zuulbuild.dev/node")
 }
 
@@ -126,6 +133,10 @@ func (d *demo) applyObjects(ctx context.Context) error {
 	if err := d.kubectlRun(ctx, []byte(objects), "apply", "-f", "-"); err != nil {
 		return err
 	}
+	return d.applyJobs(ctx)
+}
+
+func (d *demo) applyJobs(ctx context.Context) error {
 	for _, file := range []string{"jobs.yaml", "nodeclass.yaml"} {
 		text, err := os.ReadFile(filepath.Join("config/samples", file))
 		if err != nil {
@@ -136,7 +147,11 @@ func (d *demo) applyObjects(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	if d.local == nil {
+		return nil
+	}
+	// Longer than a lease that an operator of an earlier run did not give back.
+	return d.kubectlRun(ctx, nil, "--namespace", namespace, "wait", "--for=condition=Registered", "--timeout=60s", "zuuljobs", "--all")
 }
 
 func (d *demo) startGearman(context.Context) error {

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command demo shows the whole: a real cluster, a Gearman server, zuulbuild, and a few builds sent as Zuul sends them. It ends with what was asked,
+// Command demo shows the whole: a real cluster, a Gearman server, zuulbuild as its chart installs it, and a few builds sent as Zuul sends them. It ends with what was asked,
 // where it ran and what Zuul was told, and fails where that is not what it should be.
 package main
 

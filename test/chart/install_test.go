@@ -365,7 +365,7 @@ func TestRenderedDetails(t *testing.T) {
 		values []string
 		want   []string // in the arguments or the image of the operator
 	}{
-		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "--pages-url=http://zuulbuild.zuulbuild-system.svc:80", "--namespace=zuulbuild-builds", "3660"}},
+		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "--pages-url=http://zuulbuild.zuulbuild-system.svc", "--namespace=zuulbuild-builds", "3660"}},
 		"an address":    {[]string{"pages.url=https://a.example.org/ci", "pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=https://a.example.org/ci"}},
 		"plain ingress": {[]string{"pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=http://b"}},
 		"a short drain": {[]string{"drainTimeoutSeconds=5", "image.tag=x"}, []string{"--drain-timeout=5s", "65", ":x"}},

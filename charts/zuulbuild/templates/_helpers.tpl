@@ -81,7 +81,8 @@ capabilities: {drop: [ALL]}
 {{- else if .Values.pages.httpRoute.enabled }}
 {{- printf "https://%s" .Values.pages.httpRoute.host }}
 {{- else }}
-{{- printf "http://%s.%s.svc:%v" (include "zuulbuild.fullname" .) .Release.Namespace .Values.pages.service.port }}
+{{- $port := int .Values.pages.service.port }}
+{{- printf "http://%s.%s.svc%s" (include "zuulbuild.fullname" .) .Release.Namespace (eq $port 80 | ternary "" (printf ":%d" $port)) }}
 {{- end }}
 {{- end }}
 
