@@ -36,10 +36,10 @@ func (d *demo) buildImage(ctx context.Context) error {
 
 // installChart installs the operator, with a Gearman server unless there is one, and opens ways to both from this machine.
 func (d *demo) installChart(ctx context.Context) error {
-	helm, err := localcluster.BuildHelm(ctx, os.Stdout)
-	if err != nil {
+	if err := localcluster.BuildTools(ctx, os.Stdout, "helm"); err != nil {
 		return err
 	}
+	helm := localcluster.Tool("helm")
 	address, err := programs.FreeAddress()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +43,7 @@ var (
 		"containerd", "containerd-shim-runc-v2", "ctr", "coredns", "pause",
 	}
 	kwokBinaries = []string{"kwok"}
-	helmBinaries = []string{"helm"}
+	testBinaries = []string{"helm", "promtool"}
 )
 
 func newToolset() (*toolset, error) {
@@ -55,7 +56,8 @@ func newToolset() (*toolset, error) {
 
 // planTools says where each program lives and how it is built.
 func planTools(folder string, versions map[string]string) (*toolset, error) {
-	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION", "HELM_VERSION"} {
+	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION", "HELM_VERSION",
+		"PROMETHEUS_VERSION"} {
 		if !strings.HasPrefix(versions[name], "v") {
 			return nil, fmt.Errorf("hack/versions.env: %s is %q, want a version starting with v", name, versions[name])
 		}
@@ -81,6 +83,8 @@ func planTools(folder string, versions map[string]string) (*toolset, error) {
 		ldflags: "-X sigs.k8s.io/kwok/pkg/consts.Version=" + versions["KWOK_VERSION"]})
 	add(program{name: "helm", folder: "helm-" + versions["HELM_VERSION"], target: "helm.sh/helm/v4/cmd/helm", version: versions["HELM_VERSION"],
 		ldflags: "-X helm.sh/helm/v4/internal/version.version=" + versions["HELM_VERSION"]})
+	add(program{name: "promtool", folder: "promtool-" + versions["PROMETHEUS_VERSION"], target: "github.com/prometheus/prometheus/cmd/promtool",
+		version: versions["PROMETHEUS_VERSION"]})
 	add(program{name: "pause", folder: "pause-" + pauseVersion, modulePath: ".", target: module + "/hack/localcluster/pause", version: pauseVersion})
 	return tools, nil
 }
@@ -108,22 +112,27 @@ func AssetsDir() string {
 	return filepath.Dir(tools.path("etcd"))
 }
 
-// Helm is the path of the helm that BuildHelm builds, and `localcluster helm` with it. It builds nothing.
-func Helm() string {
+// Tool is the path of a program once BuildTools has built it. It builds nothing.
+func Tool(name string) string {
 	tools, err := newToolset()
 	if err != nil {
 		panic(err) // as in AssetsDir
 	}
-	return tools.path("helm")
+	return tools.path(name)
 }
 
-// BuildHelm builds Helm where it is missing and returns its path.
-func BuildHelm(ctx context.Context, log io.Writer) (string, error) {
+// BuildTools builds programs where they are missing: those of a cluster, helm and promtool.
+func BuildTools(ctx context.Context, log io.Writer, names ...string) error {
 	tools, err := newToolset()
 	if err != nil {
-		return "", err
+		return err
 	}
-	return tools.path("helm"), tools.ensure(ctx, log, helmBinaries...)
+	for _, name := range names {
+		if _, known := tools.programs[name]; !known {
+			return fmt.Errorf("there is no tool %q: it is one of %s", name, strings.Join(slices.Sorted(maps.Keys(tools.programs)), ", "))
+		}
+	}
+	return tools.ensure(ctx, log, names...)
 }
 
 // BuildAssets builds what AssetsDir promises, where it is missing, and returns that folder.
@@ -135,13 +144,13 @@ func BuildAssets(ctx context.Context, log io.Writer) (string, error) {
 	return AssetsDir(), tools.ensure(ctx, log, assetBinaries...)
 }
 
-// BuildAll builds every program an `up` or a test may need, kwok and helm among them, where it is missing.
+// BuildAll builds every program an `up` may need, kwok among them, where it is missing.
 func BuildAll(ctx context.Context, log io.Writer) error {
 	tools, err := newToolset()
 	if err != nil {
 		return err
 	}
-	return tools.ensure(ctx, log, slices.Concat(clusterBinaries, kwokBinaries, helmBinaries)...)
+	return tools.ensure(ctx, log, slices.Concat(clusterBinaries, kwokBinaries)...)
 }
 
 // ensure builds the programs that are missing, one at a time: each is a build that fills the machine by itself. A file

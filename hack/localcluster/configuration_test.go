@@ -103,7 +103,7 @@ func TestPlanTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range slices.Concat(clusterBinaries, kwokBinaries, helmBinaries) {
+	for _, name := range slices.Concat(clusterBinaries, kwokBinaries, testBinaries) {
 		p, found := tools.programs[name]
 		if !found || p.target == "" || !strings.Contains(tools.path(name), p.version) {
 			t.Errorf("%s: plan %+v, path %s", name, p, tools.path(name))

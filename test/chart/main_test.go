@@ -1,5 +1,5 @@
 // Package chart tests what installs the operator: the Helm chart and config/default, against a real API server that knows nothing of zuulbuild. It
-// needs the programs that `localcluster assets` and `localcluster helm` build.
+// needs the programs that `localcluster assets` and `localcluster tools helm promtool` build.
 package chart
 
 import (
@@ -74,7 +74,7 @@ func require(t *testing.T, program, built string) string {
 // helm runs helm without the settings of whoever runs the test.
 func helm(t *testing.T, arguments ...string) (string, error) {
 	t.Helper()
-	return command(t, nil, require(t, localcluster.Helm(), "helm"), arguments...)
+	return command(t, nil, require(t, localcluster.Tool("helm"), "tools helm"), arguments...)
 }
 
 // kubectl runs kubectl.

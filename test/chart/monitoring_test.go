@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"zuulbuild.dev/zuulbuild/hack/doctable"
+	"zuulbuild.dev/zuulbuild/hack/localcluster"
 )
 
 type rule struct {
@@ -138,5 +139,12 @@ func TestRuleSaysWhereRunbooksAre(t *testing.T) {
 		if want := "https://wiki.example.org/zuulbuild/" + rule.Alert + ".md"; rule.Annotations["runbook_url"] != want {
 			t.Errorf("%s: %s rather than %s", rule.Alert, rule.Annotations["runbook_url"], want)
 		}
+	}
+}
+
+// testdata/alerts.yaml says which alerts fire when.
+func TestAlerts(t *testing.T) {
+	if output, err := command(t, nil, require(t, localcluster.Tool("promtool"), "tools promtool"), "test", "rules", "testdata/alerts.yaml"); err != nil {
+		t.Error(output, err)
 	}
 }

@@ -162,6 +162,8 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"an ingress without a host":    {"pages: {ingress: {enabled: true}}", "at '/pages/ingress/host'"},
 		"a route without gateways":     {"pages: {httpRoute: {enabled: true, host: a}}", "at '/pages/httpRoute/parentRefs'"},
 		"no such scope":                {"scope: namespace", "at '/scope': value must be one of 'namespaces', 'cluster'"},
+		"nowhere to work":              {"buildNamespaces: []", "at '/buildNamespaces': minItems"},
+		"a job in a foreign namespace": {"jobs: {a: {namespace: elsewhere, spec: {image: i}}}", "elsewhere is none of buildNamespaces"},
 		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
 		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
 		"no builds":                    {"maxBuilds: 0", "at '/maxBuilds': minimum"},

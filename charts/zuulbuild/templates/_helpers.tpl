@@ -43,6 +43,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* Labels of Pods: without versions, so that a Pod is replaced only when something it runs has changed. */}}
+{{- define "zuulbuild.podLabels" -}}
+{{ include "zuulbuild.selector" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "zuulbuild.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- .Values.serviceAccount.name | default (include "zuulbuild.fullname" .) }}
@@ -123,11 +131,6 @@ capabilities: {drop: [ALL]}
     {{- with .tls.clientSecret }}
     - secret: {name: {{ . | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
     {{- end }}
-{{- end }}
-
-{{- define "zuulbuild.dnsEgress" -}}
-- to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}}]
-  ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 {{- end }}
 
 {{/*

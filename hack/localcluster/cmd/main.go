@@ -36,7 +36,7 @@ func rootCommand() *cobra.Command {
 	}
 	name := root.PersistentFlags().String("name", localcluster.DefaultName, "name of the cluster; several run side by side")
 	root.AddCommand(upCommand(name), downCommand(name), listCommand(), kubeconfigCommand(name), imageCommand(name), execCommand(name),
-		packagesCommand(), assetsCommand(), helmCommand(), toolsCommand())
+		packagesCommand(), assetsCommand(), toolsCommand())
 	return root
 }
 
@@ -208,24 +208,13 @@ func assetsCommand() *cobra.Command {
 	}
 }
 
-func helmCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "helm", Short: "Build helm and print its path", Args: cobra.NoArgs,
-		RunE: func(command *cobra.Command, _ []string) error {
-			path, err := localcluster.BuildHelm(command.Context(), command.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(command.OutOrStdout(), path)
-			return err
-		},
-	}
-}
-
 func toolsCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "tools", Short: "Build every program that a cluster may need", Args: cobra.NoArgs,
-		RunE: func(command *cobra.Command, _ []string) error {
+		Use: "tools [NAME...]", Short: "Build every program that a cluster may need, or those that are named", Args: cobra.ArbitraryArgs,
+		RunE: func(command *cobra.Command, names []string) error {
+			if len(names) > 0 {
+				return localcluster.BuildTools(command.Context(), command.ErrOrStderr(), names...)
+			}
 			return localcluster.BuildAll(command.Context(), command.ErrOrStderr())
 		},
 	}
