@@ -27,6 +27,7 @@ type program struct {
 	target     string // package path
 	version    string
 	ldflags    string
+	tags       string
 }
 
 // toolset is every program, by name.
@@ -84,7 +85,7 @@ func planTools(folder string, versions map[string]string) (*toolset, error) {
 	add(program{name: "helm", folder: "helm-" + versions["HELM_VERSION"], target: "helm.sh/helm/v4/cmd/helm", version: versions["HELM_VERSION"],
 		ldflags: "-X helm.sh/helm/v4/internal/version.version=" + versions["HELM_VERSION"]})
 	add(program{name: "promtool", folder: "promtool-" + versions["PROMETHEUS_VERSION"], target: "github.com/prometheus/prometheus/cmd/promtool",
-		version: versions["PROMETHEUS_VERSION"]})
+		version: versions["PROMETHEUS_VERSION"], tags: "remove_all_sd"}) // without the clouds it could discover servers in
 	add(program{name: "pause", folder: "pause-" + pauseVersion, modulePath: ".", target: module + "/hack/localcluster/pause", version: pauseVersion})
 	return tools, nil
 }
@@ -197,14 +198,14 @@ func (t *toolset) build(ctx context.Context, p program) error {
 	}
 	defer os.RemoveAll(temporary)
 
-	command := exec.CommandContext(ctx, "go", "install", "-ldflags", linkerFlags(p), p.target+"@"+p.version)
+	command := exec.CommandContext(ctx, "go", "install", "-tags", p.tags, "-ldflags", linkerFlags(p), p.target+"@"+p.version)
 	command.Dir = temporary // outside any module, so that only the named version decides
 	if p.modulePath != "" {
 		root, err := repositoryRoot(ctx)
 		if err != nil {
 			return err
 		}
-		command = exec.CommandContext(ctx, "go", "build", "-ldflags", linkerFlags(p), "-o", filepath.Join(temporary, p.name), p.target)
+		command = exec.CommandContext(ctx, "go", "build", "-tags", p.tags, "-ldflags", linkerFlags(p), "-o", filepath.Join(temporary, p.name), p.target)
 		command.Dir = filepath.Join(root, p.modulePath)
 	}
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOBIN="+temporary)
