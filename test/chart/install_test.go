@@ -180,6 +180,7 @@ func TestTemplateApply(t *testing.T) {
 
 // The definitions in the chart are those of config/crd, and marked to be kept.
 func TestDefinitions(t *testing.T) {
+	t.Parallel()
 	all := render(t, "default")
 	for _, name := range definitionNames {
 		content, err := os.ReadFile(root + "/config/crd/zuulbuild.dev_" + strings.TrimSuffix(name, ".zuulbuild.dev") + ".yaml")
@@ -298,6 +299,7 @@ func kustomized(t *testing.T) []*unstructured.Unstructured {
 
 // config/default makes the same Pods and gives the same rights as the chart for the whole cluster.
 func TestKustomizeAgreesWithChart(t *testing.T) {
+	t.Parallel()
 	mine := kustomized(t)
 	theirs := render(t, "default", "--set", "scope=cluster", "--set", "gearman.servers[0].address=gearman.example.org")
 	if diff := cmp.Diff(rights(t, theirs), rights(t, mine)); diff != "" {
@@ -323,11 +325,14 @@ func TestKustomizeAgreesWithChart(t *testing.T) {
 
 // The program takes the arguments and the file of servers that the chart and config/default give it: it gets as far as looking for a cluster.
 func TestProgramTakesItsArguments(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds the program")
 	}
 	program := filepath.Join(t.TempDir(), "zuulbuild")
-	if output, err := exec.Command("go", "build", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild") // as make build does, which may have compiled it
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
 	sets := map[string][]*unstructured.Unstructured{"config/default": kustomized(t)}
@@ -361,6 +366,7 @@ func TestProgramTakesItsArguments(t *testing.T) {
 
 // Names of objects, and what else is made of several values.
 func TestRenderedDetails(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		values []string
 		want   []string // in the arguments or the image of the operator

@@ -130,6 +130,7 @@ func TestQueriesAskForMetricsThereAre(t *testing.T) {
 }
 
 func TestRuleSaysWhereRunbooksAre(t *testing.T) {
+	t.Parallel()
 	spec := ruleGroups{}
 	into(t, find(t, render(t, "everything"), "PrometheusRule", "builder").Object["spec"], &spec)
 	if got := len(spec.Groups[0].Rules); got != len(alerts(t)) {
@@ -144,6 +145,7 @@ func TestRuleSaysWhereRunbooksAre(t *testing.T) {
 
 // testdata/alerts.yaml says which alerts fire when.
 func TestAlerts(t *testing.T) {
+	t.Parallel()
 	if output, err := command(t, nil, require(t, localcluster.Tool("promtool"), "tools promtool"), "test", "rules", "testdata/alerts.yaml"); err != nil {
 		t.Error(output, err)
 	}

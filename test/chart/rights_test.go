@@ -86,6 +86,7 @@ func needed(t *testing.T, builds ...string) map[string]bool {
 }
 
 func TestRightsAreThoseTheCodeAsksFor(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		values []string
 		want   map[string]bool

@@ -14,6 +14,7 @@ import (
 )
 
 func TestLint(t *testing.T) {
+	t.Parallel()
 	for name, file := range valuesFiles {
 		t.Run(name, func(t *testing.T) {
 			arguments := []string{"lint", "--strict", chartPath}
@@ -64,6 +65,7 @@ var freeForm = []string{"commonLabels", "podLabels", "podAnnotations", "nodeSele
 
 // A key that does not exist is refused by name, in whatever object it is, and so is a value of another type.
 func TestWrongValuesAreRefused(t *testing.T) {
+	t.Parallel()
 	everything := map[string]any{}
 	content, err := os.ReadFile(valuesFiles["everything"])
 	if err != nil {
@@ -152,6 +154,7 @@ func isObject(value any) bool {
 }
 
 func TestMistakesPeopleMake(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct{ values, want string }{
 		"a job's misspelt field":       {"jobs: {a: {spec: {image: i, skript: s}}}", "at '/jobs/a/spec': additional properties 'skript'"},
 		"a Pod's misspelt field":       {"jobs: {a: {spec: {template: {spec: {containers: [{name: a, imagee: b}]}}}}}", "containers/0': additional properties 'imagee'"},
