@@ -8,10 +8,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -53,6 +55,7 @@ func TestLoad(t *testing.T) {
 	}
 	gearmantest.NeedGearmand(t)
 	suite := newSuite(t)
+	yieldToOthers(t, "kube-apiserver", "etcd")
 	w := suite.newWorld(t, gearmand, 1, "--max-builds", strconv.Itoa(count+count/4))
 	s := newScene(t, "load", w)
 	history := newPodHistory(t, suite.kubelet.pods, w.namespace)
@@ -150,6 +153,36 @@ func TestLoad(t *testing.T) {
 	})
 	if p99 := percentile(answers, 99); p99 > stopWithin {
 		t.Errorf("p99 of the answers to stop: is %v, more than %v", p99, stopWithin)
+	}
+}
+
+// yieldToOthers gives processes that the test has started a low priority. Elsewhere they have machines of their own; here they would take all the cores
+// in between a packet and its answer, and what is measured would be the scheduler of this machine.
+func yieldToOthers(t *testing.T, names ...string) {
+	t.Helper()
+	const niceness = 10
+	tasks, err := filepath.Glob("/proc/[0-9]*/task/[0-9]*")
+	must(t, err)
+	yielding := 0
+	for _, task := range tasks {
+		// PID (NAME) STATE PARENT …
+		stat, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(task)), "stat"))
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		name := string(stat[bytes.IndexByte(stat, '(')+1 : bytes.LastIndexByte(stat, ')')])
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if !slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, name) }) || fields[1] != strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		id, err := strconv.Atoi(filepath.Base(task))
+		must(t, err)
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, niceness); err == nil {
+			yielding++
+		}
+	}
+	if yielding == 0 {
+		t.Fatalf("none of %v was found", names)
 	}
 }
 
