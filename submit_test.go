@@ -358,36 +358,39 @@ func TestSubmitTimeout(t *testing.T) {
 	}
 }
 
-// interrupt is what Ctrl-C does. The command under test is listening.
-func interrupt(t *testing.T) { try(t, syscall.Kill(os.Getpid(), syscall.SIGINT)) }
+// interrupt is what Ctrl-C does, when the command under test has told of the build's start. Before that, the submission itself would be interrupted.
+func (s *submitted) interrupt(t *testing.T) {
+	gearmantest.Eventually(t, submitPatience, "the start of the build", func() bool { return strings.Contains(s.errors.String(), "http://u/") })
+	try(t, syscall.Kill(os.Getpid(), syscall.SIGINT))
+}
 
 func TestSubmitInterrupted(t *testing.T) {
 	for name, test := range map[string]struct {
-		script buildScript
+		script func(s *submitted, t *testing.T, build *gearman.Job, stops <-chan *gearman.Job)
 		code   int
 	}{
-		"once": {func(t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
+		"once": {func(s *submitted, t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
 			try(t, build.Data([]byte(startData)))
-			interrupt(t)
+			s.interrupt(t)
 			try(t, awaitStop(build, stops).Complete(nil), build.Complete(endData("ABORTED")))
 		}, 1},
-		"twice": {func(t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
+		"twice": {func(s *submitted, t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
 			try(t, build.Data([]byte(startData)))
-			interrupt(t)
+			s.interrupt(t)
 			awaitStop(build, stops)
-			interrupt(t)
+			s.interrupt(t)
 		}, 130},
-		"once, and the worker refuses": {func(t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
+		"once, and the worker refuses": {func(s *submitted, t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) {
 			try(t, build.Data([]byte(startData)))
-			interrupt(t)
+			s.interrupt(t)
 			try(t, awaitStop(build, stops).Fail())
 		}, 5},
 	} {
 		t.Run(name, func(t *testing.T) {
 			checkGoroutines(t)
 			address, _ := gearmantest.StartServer(t, gearman.Geard)
-			startScriptedWorker(t, address, test.script)
 			var s submitted
+			startScriptedWorker(t, address, func(t *testing.T, build *gearman.Job, stops <-chan *gearman.Job) { test.script(&s, t, build, stops) })
 			if code := s.run(t, "j", "--gearman", address); code != test.code {
 				t.Errorf("exit code: got %d, want %d (%v)", code, test.code, s.err)
 			}
