@@ -2,11 +2,13 @@ package gearman
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +35,7 @@ type conn struct {
 
 	mu     sync.Mutex
 	writer *bufio.Writer
+	held   []Packet
 }
 
 // dial connects to address, "host:port" or "host", over TLS if a configuration
@@ -93,12 +96,45 @@ func (c *conn) readPacket() (Packet, error) {
 	return ReadPacket(c.reader, c.limit)
 }
 
-// write sends the packets in as few system calls as their size allows. After
-// an error the connection is closed: a packet may have gone out in part.
+// write sends the packets, after those that are held back, in as few system
+// calls as their size allows. After an error the connection is closed: a packet
+// may have gone out in part.
 func (c *conn) write(packets ...Packet) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.put(packets); err != nil {
+	held := c.held
+	c.held = nil
+	return c.send(held, packets)
+}
+
+// writeAhead is write with the packets before those that are held back.
+func (c *conn) writeAhead(packets ...Packet) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	held := c.held
+	c.held = nil
+	return c.send(packets, held)
+}
+
+// hold keeps the packets back until the next write, to go out with it.
+func (c *conn) hold(packets ...Packet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, packet := range packets {
+		packet.Args = slices.Clone(packet.Args)
+		for i, arg := range packet.Args {
+			packet.Args[i] = bytes.Clone(arg) // the caller's
+		}
+		c.held = append(c.held, packet)
+	}
+}
+
+// send needs c.mu.
+func (c *conn) send(first, second []Packet) error {
+	if err := c.put(first); err != nil {
+		return err
+	}
+	if err := c.put(second); err != nil {
 		return err
 	}
 	if err := c.writer.Flush(); err != nil {
@@ -106,13 +142,6 @@ func (c *conn) write(packets ...Packet) error {
 		return err
 	}
 	return nil
-}
-
-// hold keeps the packets back until the next write, to go out with it.
-func (c *conn) hold(packets ...Packet) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.put(packets)
 }
 
 // put needs c.mu.

@@ -97,11 +97,9 @@ func (j *Job) send(packet Packet, finishing bool) error {
 	if j.err != nil {
 		return j.err
 	}
-	write := j.link.conn.write
 	if j.held {
-		write = j.link.conn.hold
-	}
-	if err := write(packet); err != nil {
+		j.link.conn.hold(packet)
+	} else if err := j.link.conn.write(packet); err != nil {
 		j.end(ErrHandleLost)
 		return fmt.Errorf("%w: %v", ErrHandleLost, err)
 	}

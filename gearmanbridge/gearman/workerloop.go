@@ -168,7 +168,14 @@ func (l *loop) handle(event func() []Packet) error {
 	if !l.session.draining && l.worker.drains() { // whoever asked for it wants no event in between to grab
 		l.session.drain()
 	}
-	if err := l.link.conn.write(event()...); err != nil {
+	packets, write := event(), l.link.conn.write
+	if len(packets) == 1 && packets[0].Type == PacketGrabJobUniq {
+		// It goes before the end of a job that was done at once: the server
+		// looks for the next job meanwhile. Nothing else may: a CANT_DO before
+		// the end of a job would have gearmand queue that job again.
+		write = l.link.conn.writeAhead
+	}
+	if err := write(packets...); err != nil {
 		return err
 	}
 	l.worker.closeIfDrained(l.session)
