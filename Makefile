@@ -56,7 +56,7 @@ packages: ## Install the Debian packages the tests and the local cluster need (a
 integration: packages ## Run the tests against a real API server and a real gearmand
 	$(LOCALCLUSTER) assets >/dev/null
 	$(LOCALCLUSTER) tools helm promtool
-	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 ./...
+	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 20m ./...
 
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
