@@ -232,8 +232,8 @@ func TestNoLimitIsExceeded(t *testing.T) {
 	for group, limit := range map[string]int{"all": 20, "class": 5, "job": 2} {
 		if most[group] > limit {
 			t.Errorf("%d builds of group %s had a slot at once, %d may", most[group], group, limit)
-		} else if most[group] < limit {
-			t.Errorf("only %d of %d slots of group %s were ever used", most[group], limit, group)
+		} else if 2*most[group] < limit { // whether the last slot is ever used is for chance to decide
+			t.Errorf("only %d of %d slots of group %s were ever used: the test shows nothing", most[group], limit, group)
 		}
 	}
 	past.mu.Lock()
