@@ -29,7 +29,8 @@ func SetupIndex(ctx context.Context, indexer client.FieldIndexer) error {
 // that at most this many are skipped when the operator ends without saying so.
 const blockSize = 20
 
-// Sequence gives out the numbers of all jobs. One Sequence must be at work at a time: it belongs to the leader.
+// Sequence gives out the numbers of all jobs. Several may be at work, as while a replica that leads no more takes in its last builds: each sets numbers
+// of its own aside. Only the leader's then rise.
 type Sequence struct {
 	// Client reads builds from a cache that has IndexJob, and writes the status of ZuulJobs.
 	Client client.Client
