@@ -17,6 +17,8 @@ import (
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
 
+func TestMain(m *testing.M) { apiserver.Main(m) }
+
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func lease(identity string, version int, renewed time.Time, state State) coordinationv1.Lease {

@@ -44,30 +44,33 @@ var (
 	start   sync.Once
 	server  *envtest.Environment // nil: none was started
 	failure error
+	stops   bool // when the tests are over
 )
 
 // Main runs the tests of a package, stops the server if one was started, and exits. It is all a TestMain needs.
-func Main(m *testing.M) {
-	code := m.Run()
-	if err := Stop(); err != nil {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for a TestMain that has more to do than that: it returns the code to exit with.
+func Run(m *testing.M) (code int) {
+	stops = true
+	code = m.Run()
+	if server == nil {
+		return code
+	}
+	if err := server.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "stop the API server:", err)
 		code = max(code, 1)
 	}
-	os.Exit(code)
-}
-
-// Stop ends the server if one was started: for a TestMain with more to do than Main. No test may ask for the server afterwards.
-func Stop() error {
-	if server == nil {
-		return nil
-	}
-	return server.Stop()
+	return code
 }
 
 // Config is an administrator's access to the server, a copy for each caller and without limits of its own. The test is skipped where
 // ZUULBUILD_SKIP_APISERVER is set, or the programs are missing and ZUULBUILD_REQUIRE_APISERVER is not set.
 func Config(t testing.TB) *rest.Config {
 	t.Helper()
+	if !stops {
+		t.Fatal("nothing would stop the API server: the package wants a TestMain that calls apiserver.Main")
+	}
 	if os.Getenv(skipVariable) != "" {
 		t.Skipf("%s is set", skipVariable)
 	}

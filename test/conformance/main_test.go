@@ -43,14 +43,13 @@ func TestMain(m *testing.M) {
 	if !chosen {
 		_ = flag.Set("test.parallel", strconv.Itoa(sideBySide))
 	}
-	code := m.Run()
+	code := apiserver.Run(m)
 	complain := func(err error) {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "conformance:", err)
 			code = max(code, 1)
 		}
 	}
-	complain(apiserver.Stop())
 	if program.folder != "" {
 		complain(os.RemoveAll(program.folder))
 	}
