@@ -259,10 +259,24 @@ func TestRelease(t *testing.T) {
 	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
 	eventually(t, func(ctx context.Context) error {
 		if left := remains(ctx, t, c); len(left) > 0 {
-			return fmt.Errorf("an uninstall without crds.keep leaves %s", left)
+			return fmt.Errorf("an uninstall without crds.keep leaves %s; the definitions: %s", left, describeDefinitions(ctx, c))
 		}
 		return nil
 	})
+}
+
+// describeDefinitions tells how far the API server is with taking our definitions away.
+func describeDefinitions(ctx context.Context, c client.Client) string {
+	var all strings.Builder
+	for _, name := range definitionNames {
+		definition := &apiextensionsv1.CustomResourceDefinition{}
+		if err := c.Get(ctx, client.ObjectKey{Name: name}, definition); err != nil {
+			fmt.Fprintln(&all, err)
+			continue
+		}
+		fmt.Fprintf(&all, "%s: deleted %v, finalizers %v, conditions %+v\n", name, definition.DeletionTimestamp, definition.Finalizers, definition.Status.Conditions)
+	}
+	return all.String()
 }
 
 // remains are the kinds of what Helm made for the release and is still there.
