@@ -103,13 +103,17 @@ func deletedWhileRunning(f facts) *verdict {
 	return nil
 }
 
+// lostTrack: nobody saw how a container ended. ContainerStatusUnknown is the kubelet's word, Unknown containerd's, with exit code 255, for a container
+// that was gone when it started again, as all are after the node stopped at once (internal/cri/server/restart.go of containerd).
 func lostTrack(f facts) *verdict {
 	if !podTerminal(f.pod) {
 		return nil
 	}
-	for _, status := range f.pod.Status.ContainerStatuses {
-		if t := status.State.Terminated; t != nil && t.Reason == "ContainerStatusUnknown" {
-			return lost(ReasonDisrupted, "the node lost track of container %s: %s", status.Name, t.Message)
+	for _, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
+		t := status.State.Terminated
+		if t != nil && (t.Reason == "ContainerStatusUnknown" || t.Reason == "Unknown") && !nativeSidecar(&f.pod.Spec, status.Name) {
+			said := strings.TrimSuffix(t.Reason+": "+t.Message, ": ")
+			return lost(ReasonDisrupted, "node %s lost track of container %s, as when it stops at once: %s", f.pod.Spec.NodeName, status.Name, said)
 		}
 	}
 	return nil

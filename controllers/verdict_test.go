@@ -132,6 +132,9 @@ func TestDecideInfrastructureFailed(t *testing.T) {
 	lost := func(name string, pod *corev1.Pod, at time.Duration, reason, says string) decideCase {
 		return decideCase{name: name, pod: pod, at: at, phase: v1alpha1.PhaseLost, reason: reason, says: says}
 	}
+	failure := func(name string, pod *corev1.Pod) decideCase {
+		return decideCase{name: name, pod: pod, phase: v1alpha1.PhaseFailed, result: "FAILURE", reason: "ExitCode"}
+	}
 	disruption := withCondition(corev1.DisruptionTarget, corev1.ConditionTrue, "EvictionByEvictionAPI", "Eviction API: evicting", 0)
 	runDecideCases(t, []decideCase{
 		lost("no Pod", nil, 0, "PodDeleted", "deleted before it ended"),
@@ -155,6 +158,10 @@ func TestDecideInfrastructureFailed(t *testing.T) {
 		lost("admission error", failedPod(withReason("UnexpectedAdmissionError", "Allocate failed")), 0, "Rejected", "UnexpectedAdmissionError"),
 		lost("node lost", newPod(onNode(0), withPhase(podRunning), withReason("NodeLost", ""), runningSince("build", time.Second)), time.Minute, "NodeLost", "node-1"),
 		lost("status unknown", failedPod(ended("build", 137, "ContainerStatusUnknown")), 0, "Disrupted", "lost track of container build"),
+		lost("the container was gone when the node started again", failedPod(ended("build", 255, "Unknown")), 0, "Disrupted", "lost track of container build"),
+		lost("the init container was gone when the node started again", failedPod(withInit("prepare"), ended("prepare", 255, "Unknown"), waitingFor("build", "PodInitializing", "")), 0,
+			"Disrupted", "lost track of container prepare"),
+		failure("a native sidecar was gone, the job's own containers were not", failedPod(withSidecar("proxy"), ended("proxy", 255, "Unknown"), ended("build", 2, "Error"))),
 		lost("deadline before the start", failedPod(withReason("DeadlineExceeded", ""), waitingFor("build", "ContainerCreating", "")), 0, "StartTimeout", "had not started"),
 		lost("failed without a word", failedPod(ended("build", 0, "Completed")), 0, "Unknown", "ended as Failed"),
 		lost("only a sidecar failed", failedPod(withSidecar("proxy"), ended("proxy", 1, "Error"), ended("build", 0, "")), 0, "Unknown", ""),
