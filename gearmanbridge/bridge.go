@@ -231,22 +231,6 @@ func (b *Bridge) Start(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Drain grabs nothing any more and returns when every build that somebody waits for is reported, or ctx is done. stop: is served meanwhile.
-func (b *Bridge) Drain(ctx context.Context) error {
-	var workers []*gearman.Worker
-	for _, s := range b.sessions {
-		workers = append(workers, s.builds.drain()...)
-	}
-	for _, worker := range workers {
-		select {
-		case <-worker.Drained():
-		case <-ctx.Done():
-			return fmt.Errorf("%d builds were not reported before the end of the drain: %w", len(b.assignments.all()), ctx.Err())
-		}
-	}
-	return nil
-}
-
 // Field indexes over ZuulBuilds.
 const (
 	indexComplete = "complete"
