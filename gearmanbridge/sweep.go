@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -21,7 +22,7 @@ const DefaultSweepInterval = 30 * time.Second
 // sweepTimeout bounds the questions of a sweep. A server that does not answer within it tells nothing, and is asked again at the next.
 const sweepTimeout = 10 * time.Second
 
-// sweepQuestions is how many questions of a sweep are on their way at once. Thousands at once would keep a stop: waiting, in the server and here.
+// sweepQuestions is how many questions of a sweep are on their way at once, and how many go out at once at its begin.
 const sweepQuestions = 16
 
 // codeJobNotFound is gearmand's ERROR at a WORK_* for a handle that is dead, without saying which.
@@ -52,11 +53,19 @@ func (b *Bridge) sweepRegularly(ctx context.Context, s *session) {
 // nextSweep is the time to the next sweep: between a half and five sixths of the interval. With the default, a Pod whose containers take the default
 // grace period to end is gone within a minute of its cancellation.
 func (b *Bridge) nextSweep() time.Duration {
-	interval := b.SweepInterval
-	if interval <= 0 {
-		interval = DefaultSweepInterval
-	}
+	interval := b.sweepInterval()
 	return interval/2 + rand.N(max(interval/3, 1))
+}
+
+// sweepSpread is the time over which the questions of a sweep are spread. Asked as fast as the server answers, thousands would have it do nothing else
+// for some tenths of a second, and every stop: would wait that long.
+func (b *Bridge) sweepSpread() time.Duration { return min(b.sweepInterval()/10, sweepTimeout/2) }
+
+func (b *Bridge) sweepInterval() time.Duration {
+	if b.SweepInterval <= 0 {
+		return DefaultSweepInterval
+	}
+	return b.SweepInterval
 }
 
 // suspect has the jobs of the session's server asked for at once, without waiting for that.
@@ -126,9 +135,13 @@ func (b *Bridge) sweep(ctx context.Context, jobs []*assignment, ignored map[stri
 	questions, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	reasons := make([]orphanCause, len(jobs))
+	pace := rate.NewLimiter(rate.Limit(float64(len(jobs))/b.sweepSpread().Seconds()), sweepQuestions)
 	var asking errgroup.Group
 	asking.SetLimit(sweepQuestions)
 	for i, a := range jobs {
+		if err := pace.Wait(questions); err != nil {
+			break // what is not asked for is not known
+		}
 		asking.Go(func() error {
 			reasons[i] = whyNobodyWaits(questions, a.job, ignored)
 			return nil
