@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -161,7 +162,10 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 			b.alone.prolong(key)
 		case !b.assignments.has(key): // it did not come back and end while we asked
 			b.Logger.Info("The Gearman server forgot the job of the build; stopping it", "uuid", builds[i].Spec.UUID, "build", key)
-			if err := b.abort(ctx, &builds[i], v1alpha1.AbortAbandoned); err != nil {
+			err := b.abort(ctx, &builds[i], v1alpha1.AbortAbandoned, client.MergeFromWithOptimisticLock{})
+			if apierrors.IsConflict(err) {
+				continue // an old view: it may be stopped already
+			} else if err != nil {
 				return err
 			}
 			b.metrics.orphans.WithLabelValues(string(orphanUnknown)).Inc()

@@ -316,8 +316,8 @@ func (m *metrics) answered(job *gearman.Job) {
 	}
 }
 
-// abandoned counts a build that was stopped because it had no listener for too long, unless err says that it was not; it returns err.
-func (m *metrics) abandoned(build *v1alpha1.ZuulBuild, err error) error {
+// abandoned counts a build that was stopped because it had no listener for too long, unless err says that it was not.
+func (m *metrics) abandoned(build *v1alpha1.ZuulBuild, err error) {
 	cause := orphanConnectionLost
 	if build.Spec.UUID == "" {
 		cause = orphanNoUnique
@@ -325,7 +325,6 @@ func (m *metrics) abandoned(build *v1alpha1.ZuulBuild, err error) error {
 	if err == nil {
 		m.orphans.WithLabelValues(string(cause)).Inc()
 	}
-	return err
 }
 
 // reported counts the end of a build that was sent to a listener, unless err says that it was not.

@@ -163,5 +163,11 @@ func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, liste
 		return ctrl.Result{RequeueAfter: left}, nil
 	}
 	ctrl.LoggerFrom(ctx).Info("Nobody waits for the build any more; stopping it", "uuid", build.Spec.UUID, "job", build.Spec.Job)
-	return ctrl.Result{}, r.bridge.metrics.abandoned(build, r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned))
+	// From an old view it might be stopped, and counted, a second time. The new one is on its way to the cache then, and calls again.
+	err := r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned, client.MergeFromWithOptimisticLock{})
+	r.bridge.metrics.abandoned(build, err)
+	if apierrors.IsConflict(err) {
+		err = nil
+	}
+	return ctrl.Result{}, err
 }

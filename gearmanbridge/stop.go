@@ -159,8 +159,8 @@ func (b *Bridge) stopBeforeBuild(reference buildReference) commandOutcome {
 }
 
 // abort sets spec.abort, which can only become true.
-func (b *Bridge) abort(ctx context.Context, build *v1alpha1.ZuulBuild, reason v1alpha1.AbortReason) error {
+func (b *Bridge) abort(ctx context.Context, build *v1alpha1.ZuulBuild, reason v1alpha1.AbortReason, options ...client.MergeFromOption) error {
 	marked := build.DeepCopy()
 	marked.Spec.Abort, marked.Spec.AbortReason = true, reason
-	return client.IgnoreNotFound(b.Client.Patch(ctx, marked, client.MergeFrom(build)))
+	return client.IgnoreNotFound(b.Client.Patch(ctx, marked, client.MergeFromWithOptions(build, options...)))
 }
