@@ -12,7 +12,6 @@ package conformance
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
+	"zuulbuild.dev/zuulbuild/hack/parallel"
 )
 
 // patience bounds every wait that the contract does not bound.
@@ -37,12 +37,7 @@ const sideBySide = 10
 
 func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.Discard())
-	flag.Parse()
-	chosen := false
-	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
-	if !chosen {
-		_ = flag.Set("test.parallel", strconv.Itoa(sideBySide))
-	}
+	parallel.Tests(sideBySide)
 	code := apiserver.Run(m)
 	complain := func(err error) {
 		if err != nil {

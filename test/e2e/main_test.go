@@ -20,6 +20,7 @@ import (
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/hack/localcluster"
+	"zuulbuild.dev/zuulbuild/hack/parallel"
 	"zuulbuild.dev/zuulbuild/hack/programs"
 )
 
@@ -32,7 +33,11 @@ var (
 	program    string
 )
 
+// sideBySide is how many tests run at once: containers that start need a core, and then they mostly wait.
+const sideBySide = 12
+
 func TestMain(m *testing.M) {
+	parallel.Tests(sideBySide)
 	if os.Getenv("ZUULBUILD_E2E") == "" {
 		fmt.Println("end-to-end tests are left out: set ZUULBUILD_E2E=1 or run make e2e")
 		return
