@@ -157,7 +157,8 @@ func (b *Bridge) newSession(server Server) *session {
 	s.management = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
-		Free: b.led.Load, // until then another replica answers, which has fresher builds in its cache
+		Free:   b.led.Load, // until then another replica answers, which has fresher builds in its cache
+		Window: 2,          // a person who cancels a change has dozens of builds stopped at once
 	}
 	noteConnection(s.management, &s.connected)
 	s.management.Connected = func() {

@@ -96,24 +96,33 @@ func (c *conn) readPacket() (Packet, error) {
 	return ReadPacket(c.reader, c.limit)
 }
 
-// write sends the packets, after those that are held back, in as few system
-// calls as their size allows. After an error the connection is closed: a packet
-// may have gone out in part.
-func (c *conn) write(packets ...Packet) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	held := c.held
-	c.held = nil
-	return c.send(held, packets)
-}
+// write sends the packets, after those that are held back.
+func (c *conn) write(packets ...Packet) error { return c.send(packets, false) }
 
-// writeAhead is write with the packets before those that are held back.
-func (c *conn) writeAhead(packets ...Packet) error {
+// send sends the packets, before or after those that are held back, in as few
+// system calls as their size allows. After an error the connection is closed: a
+// packet may have gone out in part.
+func (c *conn) send(packets []Packet, ahead bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	held := c.held
+	parts := [][]Packet{c.held, packets}
+	if ahead {
+		slices.Reverse(parts)
+	}
 	c.held = nil
-	return c.send(packets, held)
+	for _, part := range parts {
+		for _, packet := range part {
+			if err := WritePacket(c.writer, packet); err != nil {
+				_ = c.close()
+				return err
+			}
+		}
+	}
+	if err := c.writer.Flush(); err != nil {
+		_ = c.close()
+		return err
+	}
+	return nil
 }
 
 // hold keeps the packets back until the next write, to go out with it.
@@ -127,32 +136,6 @@ func (c *conn) hold(packets ...Packet) {
 		}
 		c.held = append(c.held, packet)
 	}
-}
-
-// send needs c.mu.
-func (c *conn) send(first, second []Packet) error {
-	if err := c.put(first); err != nil {
-		return err
-	}
-	if err := c.put(second); err != nil {
-		return err
-	}
-	if err := c.writer.Flush(); err != nil {
-		_ = c.close()
-		return err
-	}
-	return nil
-}
-
-// put needs c.mu.
-func (c *conn) put(packets []Packet) error {
-	for _, packet := range packets {
-		if err := WritePacket(c.writer, packet); err != nil {
-			_ = c.close()
-			return err
-		}
-	}
-	return nil
 }
 
 // writeText sends a line of the text protocol.

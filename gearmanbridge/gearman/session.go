@@ -14,7 +14,7 @@ type phase int
 const (
 	// silent: nothing. The server will send no job and need not wake us.
 	silent phase = iota
-	// grabbing: GRAB_JOB_UNIQ was sent and has not been answered.
+	// grabbing: at least one GRAB_JOB_UNIQ was sent and has not been answered.
 	grabbing
 	// asleep: PRE_SLEEP was sent after NO_JOB. A NOOP will come with the
 	// next job.
@@ -30,7 +30,7 @@ const pingPrefix = "worker-ping:"
 // machine: each method is an event and returns the packets to send for it, in
 // order. It knows no time and no network and is not safe for concurrent use.
 //
-// It never has two GRAB_JOB_UNIQ outstanding, sends neither GRAB_JOB_UNIQ nor
+// It never has more than window GRAB_JOB_UNIQ outstanding, sends neither that nor
 // PRE_SLEEP unless reserve or free says so, and never unregisters a function
 // while a job of it runs or may be on its way: gearmand would requeue that job.
 type session struct {
@@ -39,10 +39,16 @@ type session struct {
 	free    func() bool
 	release func()
 
+	// window is how many GRAB_JOB_UNIQ may be outstanding: more than one only
+	// while job follows job, and only where reserve does not count.
+	window int
+
 	phase phase
+	grabs int  // outstanding
+	flows bool // the last answer was a job
 	pings int
-	// overdue is the first ping sent after the outstanding GRAB_JOB_UNIQ, 0
-	// for none.
+	// overdue is the first ping sent after the outstanding GRAB_JOB_UNIQ and
+	// after the last answer to one, 0 for none.
 	overdue  int
 	draining bool
 
@@ -58,6 +64,7 @@ func newSession(free func() bool) *session {
 		reserve:    free,
 		free:       free,
 		release:    func() {},
+		window:     1,
 		registered: make(map[string]bool),
 		unwanted:   make(map[string]bool),
 		running:    make(map[string]int),
@@ -126,8 +133,11 @@ func (s *session) noJob() []Packet {
 	if s.phase != grabbing {
 		return nil
 	}
-	s.phase = silent
 	s.release()
+	if s.answered(false); s.grabs > 0 {
+		return nil // another answer comes
+	}
+	s.phase = silent
 	packets := s.dropUnwanted()
 	if s.wantsJobs() && s.free() {
 		s.phase = asleep
@@ -142,7 +152,23 @@ func (s *session) assigned(function string) []Packet {
 	if s.phase != grabbing {
 		return nil
 	}
-	return s.grab()
+	var packets []Packet
+	flowed := s.flows
+	if s.answered(true); s.grabs == 0 {
+		packets = s.grab()
+	}
+	// Functions that are no longer wanted go only when no answer is awaited.
+	for flowed && s.phase == grabbing && s.grabs < s.window && s.wantsJobs() && len(s.unwanted) == 0 && s.reserve() {
+		s.grabs++
+		packets = append(packets, request(PacketGrabJobUniq))
+	}
+	return packets
+}
+
+// answered notes the answer to a GRAB_JOB_UNIQ.
+func (s *session) answered(job bool) {
+	s.grabs--
+	s.flows, s.overdue = job, 0
 }
 
 // finished is the event of a job of the function that has ended, after its
@@ -184,7 +210,7 @@ func (s *session) tick() []Packet {
 }
 
 // pong is the event of the answer to the ping of a tick. Servers answer in
-// order, so a GRAB_JOB_UNIQ from before that tick will not be answered any
+// order, so what was outstanding before that tick will not be answered any
 // more: it met an ERROR.
 func (s *session) pong(handle string) []Packet {
 	ping, err := strconv.Atoi(strings.TrimPrefix(handle, pingPrefix))
@@ -194,16 +220,16 @@ func (s *session) pong(handle string) []Packet {
 	return s.grab()
 }
 
-// grab asks for a job if one may be had, and is silent if not. No
-// GRAB_JOB_UNIQ may be outstanding.
+// grab asks for a job if one may be had, and is silent if not. No answer to a
+// GRAB_JOB_UNIQ may be awaited.
 func (s *session) grab() []Packet {
-	s.phase, s.overdue = silent, 0
+	s.phase, s.grabs, s.overdue = silent, 0, 0
 	packets := s.dropUnwanted()
 	switch {
 	case !s.wantsJobs():
 		s.release()
 	case s.reserve():
-		s.phase = grabbing
+		s.phase, s.grabs = grabbing, 1
 		packets = append(packets, request(PacketGrabJobUniq))
 	}
 	return packets

@@ -32,6 +32,9 @@ func TestSession(t *testing.T) {
 	start := func(names ...string) func(*session) []Packet {
 		return func(s *session) []Packet { return s.start("id", names) }
 	}
+	wide := func(names ...string) func(*session) []Packet {
+		return func(s *session) []Packet { s.window = 2; return s.start("id", names) }
+	}
 	functions := func(names ...string) func(*session) []Packet {
 		return func(s *session) []Packet { return s.setFunctions(names) }
 	}
@@ -58,6 +61,50 @@ func TestSession(t *testing.T) {
 			{(*session).noop, "GRAB_JOB_UNIQ"},
 			{assigned("f"), "GRAB_JOB_UNIQ"},
 			{(*session).noJob, "PRE_SLEEP"},
+		},
+		"two grabs while job follows job": {
+			{wide("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{(*session).noJob, ""},
+			{(*session).noop, ""},
+			{(*session).noJob, "PRE_SLEEP"},
+			{(*session).noop, "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+		},
+		"a job after NO_JOB, of two grabs": {
+			{wide("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ, GRAB_JOB_UNIQ"},
+			{(*session).noJob, ""},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+		},
+		"a removed function goes when neither of two grabs is on its way": {
+			{wide("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ, GRAB_JOB_UNIQ"},
+			{finished("f"), ""},
+			{finished("f"), ""},
+			{functions(), ""},
+			{(*session).noJob, ""},
+			{(*session).noJob, "CANT_DO f"},
+		},
+		"two grabs that met an ERROR": {
+			{wide("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ, GRAB_JOB_UNIQ"},
+			{(*session).tick, "GET_STATUS worker-ping:1"},
+			{pong("worker-ping:1"), "GRAB_JOB_UNIQ"},
+			{(*session).noJob, "PRE_SLEEP"},
+		},
+		"a ping from before the last answer tells nothing": {
+			{wide("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{assigned("f"), "GRAB_JOB_UNIQ, GRAB_JOB_UNIQ"},
+			{(*session).tick, "GET_STATUS worker-ping:1"},
+			{assigned("f"), "GRAB_JOB_UNIQ"},
+			{pong("worker-ping:1"), ""},
 		},
 		"full worker is silent": {
 			{start("f"), "SET_CLIENT_ID id, CAN_DO f, GRAB_JOB_UNIQ"},

@@ -57,6 +57,11 @@ type Worker struct {
 	// no job, the worker drains, offers no function or lost its connection.
 	// It may be called without Reserve before; may be nil.
 	Release func()
+	// Window is how many GRAB_JOB_UNIQ may be on their way at once while job
+	// follows job, 0 for one. With two the server finds the next job while
+	// this one is handled. It is for workers whose Free does not depend on
+	// what they have, and who have no Reserve.
+	Window int
 	// NoJob is called for each grab that brought no job; may be nil.
 	NoJob func()
 	// Connected is called after each connection was made and the functions

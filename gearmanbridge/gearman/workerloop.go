@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +77,7 @@ func (w *Worker) newSession() *session {
 		free = func() bool { return true }
 	}
 	s := newSession(free)
+	s.window = max(w.Window, 1)
 	if w.Reserve != nil {
 		s.reserve = w.Reserve
 	}
@@ -168,14 +170,12 @@ func (l *loop) handle(event func() []Packet) error {
 	if !l.session.draining && l.worker.drains() { // whoever asked for it wants no event in between to grab
 		l.session.drain()
 	}
-	packets, write := event(), l.link.conn.write
-	if len(packets) == 1 && packets[0].Type == PacketGrabJobUniq {
-		// It goes before the end of a job that was done at once: the server
-		// looks for the next job meanwhile. Nothing else may: a CANT_DO before
-		// the end of a job would have gearmand queue that job again.
-		write = l.link.conn.writeAhead
-	}
-	if err := write(packets...); err != nil {
+	packets := event()
+	// A grab goes before the end of a job that was done at once: the server
+	// looks for the next job meanwhile. Nothing else may: a CANT_DO before the
+	// end of a job would have gearmand queue that job again.
+	other := slices.ContainsFunc(packets, func(p Packet) bool { return p.Type != PacketGrabJobUniq })
+	if err := l.link.conn.send(packets, len(packets) > 0 && !other); err != nil {
 		return err
 	}
 	l.worker.closeIfDrained(l.session)

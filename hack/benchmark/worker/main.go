@@ -36,11 +36,12 @@ func main() {
 	jobs := flag.Int("jobs", 50_000, "jobs of one round")
 	rounds := flag.Int("rounds", 5, "rounds of each worker")
 	work := flag.String("work", "", "be the worker under test, of the server at this address")
+	window := flag.Int("window", 1, "with -work: how many grabs may be on their way at once")
 	pin := flag.Bool("pin", false, "have each worker run on one core and all else on the others, so that jobs/s are those of one core")
 	flag.Parse()
 	run := func() error { return compare(*jobs, *rounds, *pin) }
 	if *work != "" {
-		run = func() error { return serve(*work) }
+		run = func() error { return serve(*work, *window) }
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "worker:", err)
@@ -49,8 +50,8 @@ func main() {
 }
 
 // serve is the worker of this project, until it is killed.
-func serve(address string) error {
-	worker := &gearman.Worker{Address: address, Assigned: func(job *gearman.Job) { _ = job.Complete(nil) }}
+func serve(address string, window int) error {
+	worker := &gearman.Worker{Address: address, Window: window, Assigned: func(job *gearman.Job) { _ = job.Complete(nil) }}
 	if err := worker.SetFunctions([]string{function}); err != nil {
 		return err
 	}
@@ -104,6 +105,7 @@ func compare(jobs, rounds int, pin bool) error {
 	}{
 		{"gearman -w", []string{"gearman", "-w", "-h", host, "-p", port, "-f", function}},
 		{"zuulbuild", []string{self, "-work", address}},
+		{"zuulbuild, two grabs at once, as for stop:", []string{self, "-work", address, "-window", "2"}},
 	}
 	measured := make([][]measurement, len(workers))
 	for range rounds {
@@ -120,14 +122,16 @@ func compare(jobs, rounds int, pin bool) error {
 	if pin {
 		rate = "jobs/s on one core"
 	}
-	fmt.Fprintf(table, "%d jobs, median of %d rounds\t%s\tjobs/s of CPU\t\n", jobs, rounds, rate)
-	var rates, ofCPU []float64
+	fmt.Fprintf(table, "%d jobs, median of %d rounds\t%s\tratio\tjobs/s of CPU\tratio\t\n", jobs, rounds, rate)
+	var first, firstOfCPU float64
 	for i, worker := range workers {
-		rates = append(rates, float64(jobs)/median(measured[i], func(m measurement) time.Duration { return m.wall }).Seconds())
-		ofCPU = append(ofCPU, float64(jobs)/median(measured[i], func(m measurement) time.Duration { return m.cpu }).Seconds())
-		fmt.Fprintf(table, "%s\t%.0f\t%.0f\t\n", worker.name, rates[i], ofCPU[i])
+		perSecond := float64(jobs) / median(measured[i], func(m measurement) time.Duration { return m.wall }).Seconds()
+		ofCPU := float64(jobs) / median(measured[i], func(m measurement) time.Duration { return m.cpu }).Seconds()
+		if i == 0 {
+			first, firstOfCPU = perSecond, ofCPU
+		}
+		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.0f\t%.2f\t\n", worker.name, perSecond, perSecond/first, ofCPU, ofCPU/firstOfCPU)
 	}
-	fmt.Fprintf(table, "ratio\t%.2f\t%.2f\t\n", rates[1]/rates[0], ofCPU[1]/ofCPU[0])
 	return table.Flush()
 }
 
