@@ -43,7 +43,7 @@ func (f facts) unscheduledSince() time.Time {
 // rules are asked in order and the first that answers decides. Signs of disruption come before anything a container says of itself, because a
 // container that is told to stop may well exit 0: that must never become SUCCESS.
 var rules = []func(facts) *verdict{
-	podDeleted, disrupted, storageExceeded, timedOut, deletedWhileRunning, lostTrack, rejected, nodeLost,
+	podDeleted, disrupted, storageExceeded, timedOut, deletedWhileRunning, lostTrack, rejected, rejectedWhileRunning, nodeLost,
 	imageInvalid, imagePullFailed, containerConfigError, unschedulable, startTimeout,
 	initFailed, outOfMemory, startError, exitCode, succeeded, unknown,
 }
@@ -131,6 +131,17 @@ func rejected(f facts) *verdict {
 	}
 }
 
+// rejectedWhileRunning: a kubelet that starts again under pressure admits the Pods it has anew, and may reject one that runs. It then ends the
+// containers, and what it tells in the end is their exit codes alone: the reason is kept back while they run, and is lost (mergePodStatus of its status
+// manager). What remains is that it wrote the status from the beginning: the Pod has its node since after its main container started.
+func rejectedWhileRunning(f facts) *verdict {
+	scheduled, ended := podCondition(f.pod, corev1.PodScheduled), terminated(f.pod, v1alpha1.MainContainer(&f.pod.Spec).Name)
+	if !podTerminal(f.pod) || scheduled == nil || ended == nil || ended.StartedAt.Unix() <= 0 || !scheduled.LastTransitionTime.After(ended.StartedAt.Time) {
+		return nil
+	}
+	return lost(ReasonDisrupted, "node %s rejected the Pod while it ran, as a kubelet may that starts again under pressure", f.pod.Spec.NodeName)
+}
+
 func nodeLost(f facts) *verdict {
 	overdue := f.pod.DeletionTimestamp != nil && f.now.Sub(f.pod.DeletionTimestamp.Time) >= unreachableGrace
 	if f.pod.Status.Reason == "NodeLost" || overdue {
@@ -165,8 +176,12 @@ func ranOut(f facts) bool {
 	if started == nil {
 		return false
 	}
-	asked := f.pod.DeletionTimestamp.Add(-time.Duration(ptr.Deref(f.pod.DeletionGracePeriodSeconds, 0)) * time.Second)
-	return toldToEnd(f.pod) != v1alpha1.ToldSettled && deadline != nil && *deadline == expiredDeadline || !asked.Before(started.Add(f.limits.run))
+	return toldToEnd(f.pod) != v1alpha1.ToldSettled && deadline != nil && *deadline == expiredDeadline || !askedToGo(f.pod).Before(started.Add(f.limits.run))
+}
+
+// askedToGo is when the deletion of a Pod that is being deleted was asked for.
+func askedToGo(pod *corev1.Pod) time.Time {
+	return pod.DeletionTimestamp.Add(-time.Duration(ptr.Deref(pod.DeletionGracePeriodSeconds, 0)) * time.Second)
 }
 
 func imageInvalid(f facts) *verdict {
