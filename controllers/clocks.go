@@ -22,6 +22,7 @@ const (
 	unreachableGrace   = 5 * time.Minute  // a Pod that should be gone but whose node does not answer
 	settledGrace       = 10 * time.Second // containers that do not matter, when those that do have ended
 	quotaRetry         = 15 * time.Second // a Pod that the namespace's quota has no room for
+	abortingAfter      = 2 * time.Second  // a Pod that was told to go and has not gone by then gets a status that says so
 	shortestRequeue    = time.Second
 )
 

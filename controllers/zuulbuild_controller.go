@@ -259,12 +259,14 @@ func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error)
 		return true, nil
 	}
 	if s.pod.DeletionTimestamp == nil {
-		if err := r.deletePod(ctx, s.pod); err != nil {
-			return false, err
-		}
-	} else {
-		s.after = nextDeadline(s.facts())
+		s.after = shortestRequeue
+		return true, r.deletePod(ctx, s.pod)
 	}
+	// Most Pods go within moments, and a write in between would cost more than it tells.
+	if s.after = askedToGo(s.pod).Add(abortingAfter).Sub(s.now); s.after > 0 {
+		return true, nil
+	}
+	s.after = nextDeadline(s.facts())
 	s.build.Status.Phase = v1alpha1.PhaseAborting
 	return true, nil
 }

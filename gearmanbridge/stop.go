@@ -48,7 +48,7 @@ var bareUnique = regexp.MustCompile(`^[^\s"\[\]{}]+$`)
 const (
 	// stopAnswerDelay is how long the answer to stop: waits for the stop to be written down. That rarely takes as long, unless the API server has a
 	// lot to do; a person may have cancelled hundreds of builds then, and Zuul's next stop: should not have to wait for the API server's backlog.
-	stopAnswerDelay = 20 * time.Millisecond
+	stopAnswerDelay = 10 * time.Millisecond
 	// stopWriteTimeout is how long one write may take.
 	stopWriteTimeout = 10 * time.Second
 )
