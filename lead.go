@@ -31,6 +31,7 @@ type leadership struct {
 	bridge    *gearmanbridge.Bridge
 	mates     *replicas.Replicas // nil: this replica is alone, and leads always
 	namespace string             // of the lease
+	lease     time.Duration      // how long a lease holds that is not renewed
 	// setup adds the controllers to the manager of one term.
 	setup  func(ctx context.Context, term ctrl.Manager) error
 	logger *slog.Logger
@@ -105,6 +106,10 @@ func (l *leadership) newTerm() (ctrl.Manager, error) {
 		LeaderElectionID:              "zuulbuild." + v1alpha1.GroupVersion.Group,
 		LeaderElectionNamespace:       l.namespace,
 		LeaderElectionReleaseOnCancel: true,
+		// The lead may well be lost while the API server is away for a moment: reports go on, and a new term costs little. So it is short.
+		LeaseDuration: ptr.To(l.lease),
+		RenewDeadline: ptr.To(l.lease * 2 / 3),
+		RetryPeriod:   ptr.To(l.lease / 6),
 	})
 }
 

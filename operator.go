@@ -58,6 +58,7 @@ type operatorOptions struct {
 	metricsByJob       bool
 	leaderElect        bool
 	leaderNamespace    string
+	leaderLease        time.Duration
 	logLevel           string
 }
 
@@ -101,6 +102,7 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
+	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 20s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return command
 }
@@ -203,7 +205,10 @@ func (o *operatorOptions) setupReplicas(mgr ctrl.Manager, lead *leadership, host
 	if !o.leaderElect {
 		return nil
 	}
-	lead.namespace = o.leaderNamespace
+	if o.leaderLease < time.Second || o.leaderLease > replicas.Duration {
+		return fmt.Errorf("--leader-lease %v: 1s to %v was expected", o.leaderLease, replicas.Duration)
+	}
+	lead.namespace, lead.lease = o.leaderNamespace, o.leaderLease
 	if lead.namespace == "" {
 		var err error
 		if lead.namespace, err = ownNamespace(); err != nil {

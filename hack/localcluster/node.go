@@ -149,6 +149,10 @@ func (n *Node) startContainerd(ctx context.Context) error {
 	if err := n.startProgram("containerd", "--config", nodeConfiguration+"/containerd.toml"); err != nil {
 		return err
 	}
+	return n.awaitContainerd(ctx)
+}
+
+func (n *Node) awaitContainerd(ctx context.Context) error {
 	return n.cluster.await(ctx, "containerd-"+n.Name(), 60*time.Second, 100*time.Millisecond, func(ctx context.Context) error {
 		output, err := n.Command(ctx, n.tool("ctr"), "--address", containerdSocket, "--connect-timeout", "1s", "version").CombinedOutput()
 		if err != nil {
@@ -185,6 +189,21 @@ func (n *Node) StopKubelet(ctx context.Context) error {
 // StartKubelet starts the kubelet again after StopKubelet; on a running one it does nothing.
 func (n *Node) StartKubelet(ctx context.Context) error {
 	return n.cluster.Start(ctx, "kubelet-"+n.Name())
+}
+
+// Reboot ends everything on the node at once, as a loss of power does, and starts it again.
+func (n *Node) Reboot(ctx context.Context) error {
+	groups, err := controlGroups()
+	if err != nil {
+		return err
+	}
+	if err := groups.kill(ctx, n.cluster.state.Slot.nodeGroup(n.number)); err != nil {
+		return err
+	}
+	if err := errors.Join(n.cluster.Start(ctx, "containerd-"+n.Name()), n.awaitContainerd(ctx)); err != nil { // without it a kubelet ends
+		return err
+	}
+	return errors.Join(n.cluster.Start(ctx, "kubelet-"+n.Name()), n.cluster.Start(ctx, "kube-proxy-"+n.Name()))
 }
 
 // CutLink takes the node's network link down, as a pulled cable does: everything on it goes on but reaches nobody.

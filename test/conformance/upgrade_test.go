@@ -43,12 +43,13 @@ func (s *scene) awaitLeader(replicas []*programs.Program) (leader *programs.Prog
 // rollingUpgrade: replicas are replaced, the leader each time, while builds run and more arrive. Nothing is lost or run twice, and at no moment does
 // the server show one of our functions without a worker: Zuul would call the job NOT_REGISTERED, which is final.
 func rollingUpgrade(s *scene) {
-	const times, arriving, look = 3, 100 * time.Millisecond, 20 * time.Millisecond
+	const times, look = 3, 20 * time.Millisecond
 	lasting := scale(s.T, upgradeVariable, 0)
 	if lasting == 0 {
 		s.Skipf("%s is not set", upgradeVariable)
 	}
-	s.terminate() // it was started alone
+	arriving := 20 * time.Second / time.Duration(lasting) // 10 a second beside 200
+	s.terminate()                                         // it was started alone
 	start := func() *programs.Program {
 		return s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace, "--max-builds", strconv.Itoa(lasting+100))
 	}
@@ -60,7 +61,7 @@ func rollingUpgrade(s *scene) {
 	registered := func(workers int) func() bool {
 		return func() bool {
 			now := s.functions()
-			return !slices.ContainsFunc(functions, func(f string) bool { return now[f].Workers != workers })
+			return !slices.ContainsFunc(functions, func(f string) bool { return now[f].Workers < workers })
 		}
 	}
 	replicas = append(replicas, start())
@@ -73,11 +74,14 @@ func rollingUpgrade(s *scene) {
 	for _, build := range builds {
 		s.running(build)
 	}
-	var beside sync.WaitGroup
-	var over atomic.Bool
+	var looking, beside sync.WaitGroup
+	var over, arrivals atomic.Bool
+	defer looking.Wait()
 	defer beside.Wait()
 	defer over.Store(true)
-	beside.Go(func() {
+	defer arrivals.Store(false)
+	arrivals.Store(true)
+	looking.Go(func() {
 		for looks := 0; !over.Load(); looks++ {
 			now, err := s.functionsOf(s.servers[0])
 			for _, function := range functions {
@@ -90,7 +94,7 @@ func rollingUpgrade(s *scene) {
 	})
 	var arrived []*zuulclient.Build
 	beside.Go(func() {
-		for !over.Load() {
+		for arrivals.Load() {
 			unique := zuulclient.NewUUID()
 			s.kubelet.playsPod(s.namespace, unique, runsFor(rand.N(3*time.Second), 0))
 			build, err := s.zuul.Submit(s.Context(), zuulclient.Request{Job: job, UUID: unique, Unchecked: true})
@@ -131,16 +135,48 @@ func rollingUpgrade(s *scene) {
 			s.Fatal("the old replica does not end when its builds have")
 		}
 	}
-	over.Store(true)
+	arrivals.Store(false)
 	beside.Wait()
 	for _, build := range arrived {
 		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
 	}
+	killed := s.killLeader(leader, job)
+	over.Store(true)
+	looking.Wait()
 	made := history.counts()
 	for _, build := range append(builds, arrived...) {
 		if unique := build.State().UUID; made[unique] != 1 {
 			s.Errorf("%s had %d Pods", unique, made[unique])
 		}
 	}
-	s.Logf("%d builds arrived; another replica led after %v", len(arrived), handovers)
+	s.Logf("%d builds arrived; another replica led after %v, and after the leader was killed the next report came after %v", len(arrived), handovers, killed)
+}
+
+// killLeader ends the leader as a crash does, while a build runs, and returns how long it took until Zuul heard of a new build.
+func (s *scene) killLeader(leader *programs.Program, job string) time.Duration {
+	s.Helper()
+	// limit is 0.3 of the default lease of client-go.
+	const limit = 15 * time.Second * 3 / 10
+	running := s.submit(zuulclient.Request{Job: job})
+	state, pod := s.running(running)
+	begun := time.Now()
+	leader.Kill()
+	next := s.submit(zuulclient.Request{Job: job})
+	s.started(next)
+	took := time.Since(begun)
+	if took > limit {
+		s.Errorf("the next report came %v after the leader was killed, more than %v", took, limit)
+	}
+	if s.flavour.geard {
+		s.expect(s.end(running), zuulclient.Retry, "")
+	} else {
+		if now := s.podOf(state.UUID); now.UID != pod.UID {
+			s.Errorf("%s has another Pod", state.UUID)
+		}
+		s.exit(state.UUID, 0)
+		s.expect(s.end(running), zuulclient.Decided, "SUCCESS")
+	}
+	s.exit(next.State().UUID, 1)
+	s.expect(s.end(next), zuulclient.Decided, "FAILURE")
+	return took
 }
