@@ -205,7 +205,6 @@ func TestDefinitions(t *testing.T) {
 // A release with jobs and node classes is installed on a cluster that does not know their kinds yet, upgraded, and uninstalled.
 func TestRelease(t *testing.T) {
 	c := newClient(t)
-	withoutDefinitions(t, c)
 	access := kubeconfig(t)
 	values := func(script string, more ...string) []string {
 		return append([]string{"--kubeconfig", access, "--namespace", namespace, "--set-json", `buildNamespaces=[{"name":"team"}]`, "--set-json",
@@ -217,6 +216,22 @@ func TestRelease(t *testing.T) {
 		if output, err := helm(t, arguments...); err != nil {
 			t.Fatal(output, err)
 		}
+	}
+	// The jobs are made by hooks when all else is. Without --wait, which nothing here would end, that may be before the API server serves their kind.
+	install := func(values []string) {
+		t.Helper()
+		eventually(t, func(context.Context) error {
+			withoutDefinitions(t, c)
+			output, err := helm(t, append([]string{"install", "zuulbuild", chartPath, "--create-namespace"}, values...)...)
+			switch {
+			case err == nil:
+				return nil
+			case !strings.Contains(output, "no matches for kind"):
+				t.Fatal(output, err)
+			}
+			helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
+			return fmt.Errorf("%w: %s", err, output)
+		})
 	}
 	job := &v1alpha1.ZuulJob{}
 	key := client.ObjectKey{Namespace: "team", Name: "unit-tests"}
@@ -231,7 +246,7 @@ func TestRelease(t *testing.T) {
 		return string(job.UID)
 	}
 
-	helmRun(append([]string{"install", "zuulbuild", chartPath, "--create-namespace"}, values("first", "--set-json", `nodeClasses={"large":{"maxBuilds":3}}`)...)...)
+	install(values("first", "--set-json", `nodeClasses={"large":{"maxBuilds":3}}`))
 	first := uid("first")
 	helmRun(append([]string{"upgrade", "zuulbuild", chartPath}, values("second", "--set-json", `nodeClasses={"large":{"maxBuilds":4}}`)...)...)
 	if second := uid("second"); second != first {
@@ -254,8 +269,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("what an uninstall leaves (-wanted +there):\n%s", diff)
 	}
 
-	withoutDefinitions(t, c)
-	helmRun(append([]string{"install", "zuulbuild", chartPath}, values("first", "--set", "crds.keep=false")...)...)
+	install(values("first", "--set", "crds.keep=false"))
 	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
 	eventually(t, func(ctx context.Context) error {
 		if left := remains(ctx, t, c); len(left) > 0 {
