@@ -17,8 +17,8 @@ import (
 	"zuulbuild.dev/zuulbuild/hack/programs"
 )
 
-// upgradeVariable has rolling-upgrade run, with so many builds that run through the whole of it. It is `make upgrade`: built with the race detector,
-// three replicas and a kubelet are more than two cores carry beside other tests.
+// upgradeVariable has rolling-upgrade run with so many builds that run through the whole of it, and with its time limit. It is `make upgrade`: built
+// with the race detector, three replicas and a kubelet are more than two cores carry beside other tests with more than a few.
 const upgradeVariable = "ZUULBUILD_UPGRADE"
 
 // leads is what a replica logs when it is elected.
@@ -44,12 +44,9 @@ func (s *scene) awaitLeader(replicas []*programs.Program) (leader *programs.Prog
 // the server show one of our functions without a worker: Zuul would call the job NOT_REGISTERED, which is final.
 func rollingUpgrade(s *scene) {
 	const times, look = 3, 20 * time.Millisecond
-	lasting := scale(s.T, upgradeVariable, 0)
-	if lasting == 0 {
-		s.Skipf("%s is not set", upgradeVariable)
-	}
-	arriving := 20 * time.Second / time.Duration(lasting) // 10 a second beside 200
-	s.terminate()                                         // it was started alone
+	lasting := scale(s.T, upgradeVariable, 5)
+	arriving := min(2*time.Second, 20*time.Second/time.Duration(lasting)) // 10 a second beside 200
+	s.terminate()                                                         // it was started alone
 	start := func() *programs.Program {
 		return s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace, "--max-builds", strconv.Itoa(lasting+100))
 	}
@@ -164,7 +161,7 @@ func (s *scene) killLeader(leader *programs.Program, job string) time.Duration {
 	next := s.submit(zuulclient.Request{Job: job})
 	s.started(next)
 	took := time.Since(begun)
-	if took > limit {
+	if os.Getenv(upgradeVariable) != "" && took > limit {
 		s.Errorf("the next report came %v after the leader was killed, more than %v", took, limit)
 	}
 	if s.flavour.geard {
