@@ -62,6 +62,10 @@ integration: packages ## Run the tests against a real API server and a real gear
 e2e: packages ## Run the tests against a real cluster, with real containers
 	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/e2e/...
 
+.PHONY: record
+record: packages ## Make all that can become of a Pod happen on a real cluster, and write down the Pods and docs/cases.md (half an hour)
+	ZUULBUILD_E2E=1 ZUULBUILD_RECORD=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v -timeout 1h -run '^TestPods$$' ./test/e2e
+
 .PHONY: load
 load: packages build ## Measure 2,000 builds in flight; LOAD=… for another number
 	$(LOCALCLUSTER) assets >/dev/null

@@ -12,10 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -37,6 +39,7 @@ var (
 const sideBySide = 12
 
 func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard())
 	parallel.Tests(sideBySide)
 	if os.Getenv("ZUULBUILD_E2E") == "" {
 		fmt.Println("end-to-end tests are left out: set ZUULBUILD_E2E=1 or run make e2e")
