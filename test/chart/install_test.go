@@ -44,11 +44,11 @@ func newClient(t *testing.T) client.Client {
 }
 
 // eventually asks until there is no error.
-func eventually(t *testing.T, ask func(context.Context) error) {
+func eventually(t *testing.T, ask func() error) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for {
-		err := ask(t.Context())
+		err := ask()
 		if err == nil {
 			return
 		}
@@ -67,8 +67,8 @@ func withoutDefinitions(t *testing.T, c client.Client) {
 		if err := c.Delete(t.Context(), definition); client.IgnoreNotFound(err) != nil {
 			t.Fatal(err)
 		}
-		eventually(t, func(ctx context.Context) error {
-			if err := c.Get(ctx, client.ObjectKeyFromObject(definition), definition); !apierrors.IsNotFound(err) {
+		eventually(t, func() error {
+			if err := c.Get(t.Context(), client.ObjectKeyFromObject(definition), definition); !apierrors.IsNotFound(err) {
 				return fmt.Errorf("definition %s is still there: %w", name, err)
 			}
 			return nil
@@ -220,7 +220,7 @@ func TestRelease(t *testing.T) {
 	// The jobs are made by hooks when all else is. Without --wait, which nothing here would end, that may be before the API server serves their kind.
 	install := func(values []string) {
 		t.Helper()
-		eventually(t, func(context.Context) error {
+		eventually(t, func() error {
 			withoutDefinitions(t, c)
 			output, err := helm(t, append([]string{"install", "zuulbuild", chartPath, "--create-namespace"}, values...)...)
 			switch {
@@ -271,9 +271,9 @@ func TestRelease(t *testing.T) {
 
 	install(values("first", "--set", "crds.keep=false"))
 	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
-	eventually(t, func(ctx context.Context) error {
-		if left := remains(ctx, t, c); len(left) > 0 {
-			return fmt.Errorf("an uninstall without crds.keep leaves %s; the definitions: %s", left, describeDefinitions(ctx, c))
+	eventually(t, func() error {
+		if left := remains(t.Context(), t, c); len(left) > 0 {
+			return fmt.Errorf("an uninstall without crds.keep leaves %s; the definitions: %s", left, describeDefinitions(t.Context(), c))
 		}
 		return nil
 	})
