@@ -83,6 +83,11 @@ upgrade: packages build ## Replace the leading replica three times while 200 bui
 	ZUULBUILD_UPGRADE=$(or $(UPGRADE),200) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
 		-timeout 20m -run '^TestConformance$$/^rolling-upgrade$$' ./test/conformance
 
+.PHONY: scale
+scale: packages build ## Run 1,000 builds under limits while the operator is killed every few seconds; SCALE=… for another number, SEED=…
+	ZUULBUILD_E2E=1 ZUULBUILD_SCALE=$(or $(SCALE),1000) ZUULBUILD_SEED=$(SEED) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
+		-timeout 1h -run '^TestScale$$' ./test/e2e
+
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say
 	@changed=$$(git status --porcelain -- api config charts); if [ -n "$$changed" ]; then \

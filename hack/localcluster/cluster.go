@@ -39,7 +39,8 @@ type Options struct {
 	Nodes int `json:"nodes"`
 	// KwokNodes is the number of simulated nodes, named kwok-1, ...; see KwokTaint.
 	KwokNodes int `json:"kwokNodes"`
-	// Audit writes every request but its body to AuditLog.
+	// Audit writes every request to AuditLog: of changes to Pods and to the status of builds with what
+	// was sent and answered, of others without.
 	Audit bool `json:"audit"`
 	// NodeLabels are labels by node name. A node that is not named gets NodeLabel: node-1 "bookworm", node-2 "trusty".
 	NodeLabels map[string]map[string]string `json:"nodeLabels,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -151,15 +152,23 @@ func testAudit(t *testing.T, c *Cluster) {
 		var event struct {
 			Stage, Verb, Level string
 			ObjectRef          struct{ Resource, Subresource, Name string }
+			ResponseObject     struct {
+				Metadata struct{ ResourceVersion string }
+			}
 		}
 		if err := json.Unmarshal(line, &event); err != nil {
 			t.Fatalf("%v in line %s", err, line)
 		}
-		if event.Stage == "RequestReceived" || event.Level != "Metadata" {
+		changesPods := strings.TrimSuffix(event.ObjectRef.Resource+"/"+event.ObjectRef.Subresource, "/")
+		told := (changesPods == "pods" || changesPods == "pods/status") && !slices.Contains([]string{"get", "list", "watch"}, event.Verb)
+		if event.Stage == "RequestReceived" || (event.Level == "RequestResponse") != told {
 			t.Fatalf("event %+v", event)
 		}
-		if event.Verb == "create" && event.ObjectRef.Resource == "pods" && event.ObjectRef.Subresource == "" && event.ObjectRef.Name == "exits" {
+		if event.Verb == "create" && changesPods == "pods" && event.ObjectRef.Name == "exits" {
 			created++
+			if event.ResponseObject.Metadata.ResourceVersion == "" {
+				t.Error("the creation of Pod exits does not tell its resource version")
+			}
 		}
 	}
 	if created != 1 {

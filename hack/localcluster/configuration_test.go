@@ -239,7 +239,7 @@ func TestRender(t *testing.T) {
 		t.Error("no error for a value that is missing")
 	}
 	config, err := render("kwok.yaml", map[string]any{"HostAddress": "10.67.0.1", "Architecture": "amd64", "PodsPerNode": 110,
-		"DurationAnnotation": KwokDurationAnnotation, "ExitCodeAnnotation": KwokExitCodeAnnotation})
+		"DurationAnnotation": KwokDurationAnnotation, "LongestAnnotation": KwokLongestAnnotation, "ExitCodeAnnotation": KwokExitCodeAnnotation})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,9 @@ const (
 	KwokNodeName = "kwok"
 	// KwokDurationAnnotation on a Pod with restartPolicy Never says after how long it ends, in Go's syntax; default 1s.
 	KwokDurationAnnotation = "pod-complete.stage.kwok.x-k8s.io/delay"
+	// KwokLongestAnnotation says after how long it ends at the latest: the time is random then, and KwokDurationAnnotation
+	// the shortest.
+	KwokLongestAnnotation = "pod-complete.stage.kwok.x-k8s.io/jitter-delay"
 	// KwokExitCodeAnnotation says which exit code its containers end with; default 0.
 	KwokExitCodeAnnotation = "pod-complete.stage.kwok.x-k8s.io/exit-code"
 
@@ -34,7 +37,7 @@ func (c *Cluster) startKwok(ctx context.Context) error {
 	}
 	config, err := render("kwok.yaml", map[string]any{
 		"HostAddress": c.state.Slot.hostAddress(), "Architecture": runtime.GOARCH, "PodsPerNode": kwokPodsPerNode,
-		"DurationAnnotation": KwokDurationAnnotation, "ExitCodeAnnotation": KwokExitCodeAnnotation,
+		"DurationAnnotation": KwokDurationAnnotation, "LongestAnnotation": KwokLongestAnnotation, "ExitCodeAnnotation": KwokExitCodeAnnotation,
 	})
 	if err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -27,6 +26,7 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+	"zuulbuild.dev/zuulbuild/test/e2e/auditlog"
 )
 
 const enough = 90 * time.Second
@@ -230,33 +230,23 @@ func TestWritesOfABuild(t *testing.T) {
 // auditedWrites are the writes of the operator on a build and its Pod, and when the kubelet wrote the Pod's status before the verdict.
 func auditedWrites(t *testing.T, name string) (writes []string, lastOfKubelet time.Time) {
 	t.Helper()
-	log, err := os.ReadFile(cluster.AuditLog())
+	entries, err := auditlog.Read(cluster.AuditLog())
 	if err != nil {
 		t.Fatalf("no audit log: %v", err)
 	}
-	for line := range bytes.Lines(log) {
-		entry := struct {
-			Verb           string
-			Stage          string
-			StageTimestamp time.Time
-			User           struct{ Username string }
-			ResponseStatus struct{ Code int }
-			ObjectRef      struct{ Resource, Subresource, Name string }
-		}{}
-		if json.Unmarshal(line, &entry) != nil || entry.ObjectRef.Name != name || entry.Stage != "ResponseComplete" || entry.ResponseStatus.Code >= 400 {
+	for i := range entries {
+		entry := &entries[i]
+		if entry.ObjectRef.Name != name || !entry.Done() {
 			continue
 		}
 		ended := len(writes) > 0 && strings.HasPrefix(writes[len(writes)-1], "delete")
-		switch entry.Verb {
-		case "create", "update", "patch", "delete":
-			if strings.HasPrefix(entry.User.Username, "system:") {
-				if entry.ObjectRef.Subresource == "status" && !ended {
-					lastOfKubelet = entry.StageTimestamp
-				}
-				continue
+		if strings.HasPrefix(entry.User.Username, "system:") {
+			if entry.ObjectRef.Subresource == "status" && !ended {
+				lastOfKubelet = entry.StageTimestamp
 			}
-			writes = append(writes, strings.TrimSuffix(fmt.Sprintf("%s %s/%s", entry.Verb, entry.ObjectRef.Resource, entry.ObjectRef.Subresource), "/"))
+			continue
 		}
+		writes = append(writes, entry.What())
 	}
 	return writes, lastOfKubelet
 }

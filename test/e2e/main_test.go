@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package e2e runs zuulbuild as its users do: the real program, a real cluster with real containers, the real gearmand. `make e2e` runs it.
+// Package e2e runs zuulbuild as its users do: the real program, a real cluster with real containers, the real gearmand. `make e2e` runs it. TestScale,
+// of many builds on simulated nodes, is for `make scale`.
 package e2e
 
 import (
@@ -26,7 +27,11 @@ import (
 	"zuulbuild.dev/zuulbuild/hack/programs"
 )
 
-const namespace = "builds"
+const (
+	namespace = "builds"
+	// programVariable names a program to test instead of this tree's: another release, or one without the race detector, to measure.
+	programVariable = "ZUULBUILD_PROGRAM"
+)
 
 // What all tests share: the cluster, a client of it and the program under test.
 var (
@@ -53,22 +58,29 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// runWithCluster starts a cluster of the tests' own, or uses the one ZUULBUILD_E2E_CLUSTER names, which has been started with an audit log.
+// runWithCluster starts a cluster of the tests' own, or uses the one ZUULBUILD_E2E_CLUSTER names, which has been started with an audit log, and for
+// TestScale with simulated nodes.
 func runWithCluster(m *testing.M) (code int, err error) {
 	ctx := context.Background()
-	folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(folder)
-	program = filepath.Join(folder, "zuulbuild")
-	if output, err := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("build the program: %w\n%s", err, output)
+	if program = os.Getenv(programVariable); program == "" {
+		folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(folder)
+		program = filepath.Join(folder, "zuulbuild")
+		if output, err := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("build the program: %w\n%s", err, output)
+		}
 	}
 	if name := os.Getenv("ZUULBUILD_E2E_CLUSTER"); name != "" {
 		cluster, err = localcluster.Open(name)
 	} else {
-		cluster, err = localcluster.Up(ctx, localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, Log: os.Stdout})
+		options := localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, Log: os.Stdout}
+		if os.Getenv(scaleVariable) != "" {
+			options.KwokNodes = 2
+		}
+		cluster, err = localcluster.Up(ctx, options)
 		if err == nil {
 			defer func() {
 				if downErr := cluster.Down(ctx); downErr != nil {
@@ -153,9 +165,7 @@ func prepare(ctx context.Context) error {
 // startOperator starts the program under test on a Gearman server.
 func startOperator(t *testing.T, gearman string, flags ...string) *programs.Program {
 	t.Helper()
-	arguments := append([]string{"operator", "--kubeconfig", cluster.Kubeconfig(), "--gearman-server", gearman, "--pages-address", "127.0.0.1:0",
-		"--health-address", "0", "--leader-elect=false", "--grace-period", "5s"}, flags...)
-	operator, err := programs.Start(filepath.Join(t.TempDir(), "operator.log"), program, arguments...)
+	operator, err := programs.Start(filepath.Join(t.TempDir(), "operator.log"), program, operatorArguments(gearman, flags...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,4 +179,9 @@ func startOperator(t *testing.T, gearman string, flags ...string) *programs.Prog
 		}
 	})
 	return operator
+}
+
+func operatorArguments(gearman string, flags ...string) []string {
+	return append([]string{"operator", "--kubeconfig", cluster.Kubeconfig(), "--gearman-server", gearman, "--pages-address", "127.0.0.1:0",
+		"--health-address", "0", "--leader-elect=false", "--grace-period", "5s"}, flags...)
 }
