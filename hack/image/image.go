@@ -1,7 +1,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"embed"
 	"io"
@@ -18,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"zuulbuild.dev/zuulbuild/hack/reproducible"
 )
 
 // rootfs is what every image has beside the program; the Dockerfile copies the same folder.
@@ -55,9 +56,9 @@ func newIndex(builds []build, certificates []byte, version string, created time.
 }
 
 // newImage has two layers: what changes with Debian's authorities, and what changes with the program.
-func newImage(b build, base []file, version string, created time.Time) (v1.Image, error) {
+func newImage(b build, base []reproducible.File, version string, created time.Time) (v1.Image, error) {
 	image := mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1)
-	for _, files := range [][]file{base, {{name: strings.TrimPrefix(entrypoint, "/"), mode: 0o755, content: b.program}}} {
+	for _, files := range [][]reproducible.File{base, {{Name: strings.TrimPrefix(entrypoint, "/"), Mode: 0o755, Content: b.program}}} {
 		layer, err := newLayer(files, created)
 		if err != nil {
 			return nil, err
@@ -84,57 +85,37 @@ func newImage(b build, base []file, version string, created time.Time) (v1.Image
 	return mutate.ConfigFile(image, config)
 }
 
-// file is a file of a layer; a folder where its name ends with a slash.
-type file struct {
-	name    string // relative, as archives have it
-	mode    int64
-	content []byte
-}
-
 // baseFiles are rootfs and the authorities, in the order of their names.
-func baseFiles(certificates []byte) ([]file, error) {
-	var files []file
+func baseFiles(certificates []byte) ([]reproducible.File, error) {
+	var files []reproducible.File
 	err := fs.WalkDir(rootfs, "rootfs", func(name string, entry fs.DirEntry, err error) error {
 		relative := strings.TrimPrefix(strings.TrimPrefix(name, "rootfs"), "/")
 		switch {
 		case err != nil || relative == "":
 			return err
 		case entry.IsDir():
-			files = append(files, file{name: relative + "/", mode: 0o755})
+			files = append(files, reproducible.File{Name: relative + "/", Mode: 0o755})
 			return nil
 		}
 		content, err := rootfs.ReadFile(name)
-		files = append(files, file{name: relative, mode: 0o644, content: content})
+		files = append(files, reproducible.File{Name: relative, Mode: 0o644, Content: content})
 		return err
 	})
 	if err != nil || certificates == nil {
 		return files, err
 	}
 	for folder := range strings.SplitSeq("etc/ssl/,etc/ssl/certs/", ",") {
-		files = append(files, file{name: folder, mode: 0o755})
+		files = append(files, reproducible.File{Name: folder, Mode: 0o755})
 	}
-	return append(files, file{name: "etc/ssl/certs/ca-certificates.crt", mode: 0o644, content: certificates}), nil
+	return append(files, reproducible.File{Name: "etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Content: certificates}), nil
 }
 
-func newLayer(files []file, created time.Time) (v1.Layer, error) {
-	var buffer bytes.Buffer
-	writer := tar.NewWriter(&buffer)
-	for _, f := range files {
-		header := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content)), Typeflag: tar.TypeReg, ModTime: created, Format: tar.FormatPAX}
-		if strings.HasSuffix(f.name, "/") {
-			header.Typeflag = tar.TypeDir
-		}
-		if err := writer.WriteHeader(header); err != nil {
-			return nil, err
-		}
-		if _, err := writer.Write(f.content); err != nil {
-			return nil, err
-		}
-	}
-	if err := writer.Close(); err != nil {
+func newLayer(files []reproducible.File, created time.Time) (v1.Layer, error) {
+	content, err := reproducible.Tar(files, created)
+	if err != nil {
 		return nil, err
 	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buffer.Bytes())), nil },
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil },
 		tarball.WithMediaType(types.OCILayer))
 }
 
@@ -165,25 +146,17 @@ func writeArchive(output, reference, tag string, index v1.ImageIndex) error {
 
 // archiveFolder is a tar file of a folder's files, sorted by name and without anything that depends on the machine.
 func archiveFolder(folder string) ([]byte, error) {
-	var buffer bytes.Buffer
-	writer := tar.NewWriter(&buffer)
+	var files []reproducible.File
 	err := fs.WalkDir(os.DirFS(folder), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
 		content, err := os.ReadFile(filepath.Join(folder, name))
-		if err != nil {
-			return err
-		}
-		header := &tar.Header{Name: path.Clean(name), Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
-		if err := writer.WriteHeader(header); err != nil {
-			return err
-		}
-		_, err = writer.Write(content)
+		files = append(files, reproducible.File{Name: path.Clean(name), Mode: 0o644, Content: content})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return buffer.Bytes(), writer.Close()
+	return reproducible.Tar(files, time.Unix(0, 0))
 }

@@ -3,13 +3,11 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -151,38 +149,6 @@ func unpack(t *testing.T, archive []byte) string {
 		}
 		if err := os.WriteFile(file, content, 0o644); err != nil {
 			t.Fatal(err)
-		}
-	}
-}
-
-// The program, built twice: the same bytes, static, and without a word of where it was built. What TestArchive has of the rest, it has of a program too.
-func TestProgramIsReproducible(t *testing.T) {
-	if testing.Short() {
-		t.Skip("links the program twice")
-	}
-	var programs [2][]byte
-	for i := range programs {
-		var err error
-		programs[i], err = compile(t.Context(), v1.Platform{OS: "linux", Architecture: runtime.GOARCH}, "1.2.3", filepath.Join(t.TempDir(), "zuulbuild"))
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	program := programs[0]
-	if !bytes.Equal(program, programs[1]) {
-		t.Error("two builds gave different programs")
-	}
-	_, here, _, _ := runtime.Caller(0)
-	if root := filepath.Join(filepath.Dir(here), "..", ".."); bytes.Contains(program, []byte(root+"/")) {
-		t.Errorf("the program holds the path %s", root)
-	}
-	binary, err := elf.NewFile(bytes.NewReader(program))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, segment := range binary.Progs {
-		if segment.Type == elf.PT_INTERP {
-			t.Error("the program needs a dynamic linker")
 		}
 	}
 }

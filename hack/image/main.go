@@ -8,21 +8,20 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"zuulbuild.dev/zuulbuild/hack/reproducible"
 )
 
 // certificates are the authorities that Debian's package ca-certificates writes. Go's crypto/tls looks for them in the image under the same path.
 const certificates = "/etc/ssl/certs/ca-certificates.crt"
 
 type options struct {
-	reference, version, output, certificates, platforms string
+	reference, version, output, certificates, platforms, programs string
 }
 
 func main() {
@@ -32,6 +31,7 @@ func main() {
 	flag.StringVar(&o.output, "output", "dist/zuulbuild-image.tar", "the archive to write")
 	flag.StringVar(&o.certificates, "certificates", certificates, "PEM file of the authorities the program trusts; empty for none")
 	flag.StringVar(&o.platforms, "platforms", "linux/amd64,linux/arm64", "platforms to build for")
+	flag.StringVar(&o.programs, "programs", "", "`folder` with the programs, each as OS-ARCHITECTURE/zuulbuild; default: build them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	digest, err := o.run(ctx)
@@ -48,22 +48,17 @@ func (o options) run(ctx context.Context) (v1.Hash, error) {
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	created, err := sourceDate()
+	created, err := reproducible.Date()
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	folder, err := os.MkdirTemp("", "zuulbuild-image-")
-	if err != nil {
-		return v1.Hash{}, err
-	}
-	defer os.RemoveAll(folder)
 	var builds []build
 	for _, text := range strings.Split(o.platforms, ",") {
 		platform, err := v1.ParsePlatform(text)
 		if err != nil || platform.OS != "linux" || platform.Architecture == "" {
 			return v1.Hash{}, fmt.Errorf("--platforms %q: linux/ARCHITECTURE was expected", text)
 		}
-		program, err := compile(ctx, *platform, o.version, filepath.Join(folder, platform.Architecture))
+		program, err := o.program(ctx, reproducible.Platform{OS: platform.OS, Architecture: platform.Architecture})
 		if err != nil {
 			return v1.Hash{}, err
 		}
@@ -91,27 +86,19 @@ func (o options) readCertificates() ([]byte, error) {
 	return content, err
 }
 
-// sourceDate is SOURCE_DATE_EPOCH, as https://reproducible-builds.org has it, or 1970.
-func sourceDate() (time.Time, error) {
-	text := os.Getenv("SOURCE_DATE_EPOCH")
-	if text == "" {
-		return time.Unix(0, 0).UTC(), nil
+// program is the program for a platform, which is there or is built.
+func (o options) program(ctx context.Context, platform reproducible.Platform) ([]byte, error) {
+	if o.programs != "" {
+		return os.ReadFile(filepath.Join(o.programs, platform.OS+"-"+platform.Architecture, "zuulbuild"))
 	}
-	seconds, err := strconv.ParseInt(text, 10, 64)
+	folder, err := os.MkdirTemp("", "zuulbuild-image-")
 	if err != nil {
-		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH %q: seconds since 1970 were expected", text)
+		return nil, err
 	}
-	return time.Unix(seconds, 0).UTC(), nil
-}
-
-// compile builds the program of the module in the working folder and returns it.
-func compile(ctx context.Context, platform v1.Platform, version, output string) ([]byte, error) {
-	// The build id would differ between machines, and nothing reads it.
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid= -X main.version="+version,
-		"-o", output, "zuulbuild.dev/zuulbuild")
-	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+platform.OS, "GOARCH="+platform.Architecture, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=")
-	if text, err := command.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build for %s: %w\n%s", platform, err, text)
+	defer os.RemoveAll(folder)
+	output := filepath.Join(folder, "zuulbuild")
+	if err := reproducible.Program(ctx, platform, o.version, output); err != nil {
+		return nil, err
 	}
 	return os.ReadFile(output)
 }
