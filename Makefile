@@ -11,11 +11,14 @@ GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
 LOCALCLUSTER := go run ./hack/localcluster/cmd
 VERSION ?= $(shell awk '/^appVersion:/ { print $$2 }' charts/zuulbuild/Chart.yaml)
 HELM_DOCS := $(TOOLS)/helm-docs-$(HELM_DOCS_VERSION)/helm-docs
+HELM := $(TOOLS)/helm-$(HELM_VERSION)/helm
+# The age of all that is released: that of the commit.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ The program
 
@@ -26,6 +29,11 @@ build: ## Build bin/zuulbuild
 .PHONY: image
 image: ## Build dist/zuulbuild-image.tar, the container image, without Docker; VERSION=… for another tag
 	go run ./hack/image --version $(VERSION) --output dist/zuulbuild-image.tar
+
+.PHONY: release
+release: $(HELM) ## Build dist/zuulbuild-VERSION, all that is released, the same bytes each time; VERSION=… for another than the chart's
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) go run ./hack/release --version $(VERSION) --helm $(HELM) --output dist/zuulbuild-$(VERSION) \
+		$(if $(IMAGE),--image $(IMAGE)) $(if $(RELEASE_URL),--url $(RELEASE_URL))
 
 .PHONY: generate
 generate: $(CONTROLLER_GEN) ## Write the generated Go code
@@ -94,8 +102,12 @@ verify: lint generate manifests ## Check style, and that generated files are as 
 		echo "Generated files are stale; commit what 'make generate manifests' wrote:"; echo "$$changed"; exit 1; fi
 
 .PHONY: lint
-lint: $(GOLANGCI_LINT) ## Check style
+lint: licences $(GOLANGCI_LINT) ## Check style, and licences
 	$(GOLANGCI_LINT) run
+
+.PHONY: licences
+licences: ## Check that every module in the program has a licence that lets us pass it on
+	@go run ./hack/release --licences >/dev/null
 
 ##@ A cluster
 
@@ -120,6 +132,9 @@ $(CONTROLLER_GEN):
 $(HELM_DOCS):
 	@echo "Building helm-docs $(HELM_DOCS_VERSION)"
 	GOBIN=$(@D) go install github.com/norwoodj/helm-docs/cmd/helm-docs@$(HELM_DOCS_VERSION)
+
+$(HELM):
+	$(LOCALCLUSTER) tools helm
 
 $(GOLANGCI_LINT):
 	@echo "Building golangci-lint $(GOLANGCI_LINT_VERSION); this takes some minutes, once"
