@@ -161,6 +161,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"no certificates":  {options{certificates: none, platforms: "linux/amd64"}, "install the package ca-certificates"},
 		"no such platform": {options{platforms: "plan9/amd64"}, `--platforms "plan9/amd64"`},
+		"no program there": {options{platforms: "linux/arm64", programs: filepath.Dir(none)}, "linux-arm64/zuulbuild: no such file"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
