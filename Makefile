@@ -12,6 +12,8 @@ LOCALCLUSTER := go run ./hack/localcluster/cmd
 VERSION ?= $(shell awk '/^appVersion:/ { print $$2 }' charts/zuulbuild/Chart.yaml)
 HELM_DOCS := $(TOOLS)/helm-docs-$(HELM_DOCS_VERSION)/helm-docs
 HELM := $(TOOLS)/helm-$(HELM_VERSION)/helm
+GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
+VULNERABILITIES ?= https://vuln.go.dev
 # The age of all that is released: that of the commit.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
@@ -109,6 +111,11 @@ lint: licences $(GOLANGCI_LINT) ## Check style, and licences
 licences: ## Check that every module in the program has a licence that lets us pass it on
 	@go run ./hack/release --licences >/dev/null
 
+.PHONY: vulnerabilities
+vulnerabilities: $(GOVULNCHECK) ## Look for known vulnerabilities that this code can reach; VULNERABILITIES=file:///FOLDER for a copy of the database
+	@$(GOVULNCHECK) -db $(VULNERABILITIES) ./... || { status=$$?; [ $$status = 3 ] || echo "NOTHING WAS CHECKED, for the reason above. Where" \
+		"$(VULNERABILITIES) cannot be reached, VULNERABILITIES=file:///FOLDER names a copy of it." >&2; exit $$status; }
+
 ##@ A cluster
 
 .PHONY: cluster-up
@@ -135,6 +142,10 @@ $(HELM_DOCS):
 
 $(HELM):
 	$(LOCALCLUSTER) tools helm
+
+$(GOVULNCHECK):
+	@echo "Building govulncheck $(GOVULNCHECK_VERSION)"
+	GOBIN=$(@D) go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
 
 $(GOLANGCI_LINT):
 	@echo "Building golangci-lint $(GOLANGCI_LINT_VERSION); this takes some minutes, once"
