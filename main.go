@@ -31,7 +31,7 @@ func newRootCommand(path string) *cobra.Command {
 		root.AddCommand(newAbortCommand())
 		return root
 	}
-	root.AddCommand(newOperatorCommand(), newSubmitCommand(), newAbortCommand(), newGearmanServerCommand())
+	root.AddCommand(newOperatorCommand(), newConfigCommand(), newSubmitCommand(), newAbortCommand(), newGearmanServerCommand())
 	return root
 }
 

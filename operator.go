@@ -16,6 +16,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -41,8 +42,9 @@ import (
 
 var noMetrics = metricsserver.Options{BindAddress: "0"}
 
-// operatorOptions are the flags of `zuulbuild operator`.
+// operatorOptions are the options of `zuulbuild operator`.
 type operatorOptions struct {
+	configFile         string
 	kubeconfig         string
 	namespaces         []string
 	gearmanServers     []string
@@ -69,7 +71,11 @@ func newOperatorCommand() *cobra.Command {
 		Short: "Take builds from Gearman servers and run them as Pods",
 		Long: `Take builds from Gearman servers and run them as Pods.
 
-Servers come from --gearman-server and from the file of --gearman-servers, which can also tell TLS:
+Every option is a flag, an environment variable (--max-builds is ZUULBUILD_OPERATOR_MAX_BUILDS) and a key in the file of
+--config (max-builds: 100), in this order of precedence. See docs/configuration.md, and zuulbuild config check.
+
+Servers come from --gearman-server and from the file of --gearman-servers, which can also tell TLS. The file of --config
+may have the same list:
 
   servers:
   - name: zuul                            # default: the host, or HOST-PORT unless the port is 4730
@@ -84,13 +90,24 @@ A server's name labels its builds (zuulbuild.dev/gearman-server), so it must not
 the address may change. The files of tls are read for each connection, so certificates may be rotated at any time. TLS 1.2
 is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 		Args: cobra.NoArgs,
-		RunE: func(command *cobra.Command, _ []string) error { return o.run(command.Context()) },
+		RunE: func(command *cobra.Command, _ []string) error {
+			c := o.configure(command.Flags(), os.Environ())
+			if err := allOf(c.faults); err != nil {
+				return err
+			}
+			return o.run(command.Context(), c)
+		},
 	}
-	flags := command.Flags()
+	o.addFlags(command.Flags())
+	return command
+}
+
+func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.configFile, "config", "", "YAML file of these options and of Gearman servers, see docs/configuration.md")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "cluster to work on; default: $KUBECONFIG, the cluster this runs in, or ~/.kube/config")
 	flags.StringArrayVar(&o.namespaces, "namespace", nil, "namespace of the jobs and builds to see to; may be given more than once; default: all")
 	flags.StringArrayVar(&o.gearmanServers, "gearman-server", nil, "[NAME=]HOST[:PORT] of a Gearman server to take builds from; may be given more than once")
-	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file of Gearman servers, for TLS; see above")
+	flags.StringVar(&o.gearmanServersFile, "gearman-servers", "", "YAML file with a list of Gearman servers, for TLS; the file of --config may have that list too")
 	flags.StringVar(&o.manager, "manager", "zuulbuild", "the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica")
 	flags.IntVar(&o.maxBuilds, "max-builds", 100, "how many builds may be at work at once; what is above waits")
 	flags.DurationVar(&o.gracePeriod, "grace-period", time.Minute, "how long builds run on while the Gearman server that lost their jobs with a connection cannot be asked for them")
@@ -104,18 +121,16 @@ is the least that is spoken; geard, which speaks TLS 1.0, needs a tunnel.`,
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 20s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	return command
 }
 
 // run works until it is told to end, drains, and ends.
-func (o *operatorOptions) run(ctx context.Context) error {
+func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 	logger, err := o.logger()
 	if err != nil {
 		return err
 	}
-	servers, err := readServers(o.gearmanServers, o.gearmanServersFile)
-	if err != nil {
-		return err
+	for _, warning := range c.warnings {
+		logger.Warn("The configuration may have a mistake: " + warning)
 	}
 	buildURL, err := o.buildURL()
 	if err != nil {
@@ -131,7 +146,7 @@ func (o *operatorOptions) run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lead, numbers, err := o.setup(ctx, mgr, servers, buildURL, logger)
+	lead, numbers, err := o.setup(ctx, mgr, c.servers, buildURL, logger)
 	if err != nil {
 		return err
 	}
@@ -308,16 +323,23 @@ func (o *operatorOptions) config() (*rest.Config, error) {
 func (o *operatorOptions) buildURL() (func(*v1alpha1.ZuulBuild) string, error) {
 	base, err := url.Parse(o.pagesURL)
 	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
-		return nil, fmt.Errorf("--pages-url %q: an address such as https://builds.example.org was expected", o.pagesURL)
+		return nil, fmt.Errorf("an address such as https://builds.example.org was expected, not %q", o.pagesURL)
 	}
 	prefix := strings.TrimSuffix(base.String(), "/")
 	return func(build *v1alpha1.ZuulBuild) string { return prefix + buildpages.BuildPath(build.Name) }, nil
 }
 
-func (o *operatorOptions) logger() (*slog.Logger, error) {
-	var level slog.Level
+func (o *operatorOptions) level() (level slog.Level, err error) {
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: debug, info, warn or error was expected", o.logLevel)
+		return level, fmt.Errorf("debug, info, warn or error was expected, not %q", o.logLevel)
+	}
+	return level, nil
+}
+
+func (o *operatorOptions) logger() (*slog.Logger, error) {
+	level, err := o.level()
+	if err != nil {
+		return nil, err
 	}
 	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 	logger := slog.New(handler)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"reflect"
 	"strconv"
 	"strings"
 	"unicode"
@@ -21,11 +20,11 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
-// serversFile is what --gearman-servers names; the help of `zuulbuild operator` shows one. Without tls a server is spoken to in plain text, and
-// `tls: {}` is TLS with the authorities of this machine and no client certificate. The list is read at the start, the files of tls for every
-// connection: those may be missing or broken at the start, which costs that server's connections and no other's.
+// serversFile is what --gearman-servers names; the help of `zuulbuild operator` shows one. The file of --config may have the same list. Without tls a
+// server is spoken to in plain text, and `tls: {}` is TLS with the authorities of this machine and no client certificate. The list is read at the start,
+// the files of tls for every connection: those may be missing or broken at the start, which costs that server's connections and no other's.
 type serversFile struct {
-	Servers []json.RawMessage `json:"servers"`
+	Servers json.RawMessage `json:"servers"`
 }
 
 type serverEntry struct {
@@ -34,59 +33,82 @@ type serverEntry struct {
 	TLS     json.RawMessage `json:"tls"`
 }
 
-// readServers puts the servers of the flags and then those of the file together. Errors say which flag or which field of the file is wrong, and what
-// was expected.
-func readServers(flags []string, file string) ([]gearmanbridge.Server, error) {
+// readServers puts the servers of --gearman-server, then those of the file of --gearman-servers and then those of the file of --config together. Faults
+// say where which field is wrong, and what was expected.
+func readServers(texts []string, file string, s *settings) ([]gearmanbridge.Server, []error) {
 	var servers serverList
-	for _, text := range flags {
-		name, address, named := strings.Cut(text, "=")
-		if !named {
-			name, address = "", text
-		} else if name == "" {
-			return nil, fmt.Errorf("--gearman-server %q: [NAME=]HOST[:PORT] was expected", text)
-		}
-		if err := servers.add(serverEntry{Name: name, Address: address}); err != nil {
-			return nil, fmt.Errorf("--gearman-server %q: %w", text, err)
+	var faults []error
+	for _, text := range texts {
+		if err := servers.addText(text); err != nil {
+			faults = append(faults, fmt.Errorf("%s %q: %w", s.where("gearman-server"), text, err))
 		}
 	}
-	if file == "" {
-		return servers, nil
+	if file != "" {
+		where := s.where("gearman-servers")
+		if content, err := os.ReadFile(file); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", where, err))
+		} else {
+			faults = append(faults, within(where+" "+file, servers.addFile(content))...)
+		}
 	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("--gearman-servers: %w", err)
+	if s.servers != nil {
+		faults = append(faults, within(s.file, servers.addList(s.servers))...)
 	}
-	if err := servers.addFile(content); err != nil {
-		return nil, fmt.Errorf("--gearman-servers %s: %w", file, err)
+	return servers, faults
+}
+
+// within says of faults where they are.
+func within(where string, faults []error) []error {
+	for i, fault := range faults {
+		faults[i] = fmt.Errorf("%s: %w", where, fault)
 	}
-	return servers, nil
+	return faults
 }
 
 type serverList []gearmanbridge.Server
 
-func (l *serverList) addFile(content []byte) error {
+func (l *serverList) addText(text string) error {
+	name, address, named := strings.Cut(text, "=")
+	if !named {
+		name, address = "", text
+	} else if name == "" {
+		return errors.New("[NAME=]HOST[:PORT] was expected")
+	}
+	return l.add(serverEntry{Name: name, Address: address})
+}
+
+func (l *serverList) addFile(content []byte) []error {
 	document, err := yaml.YAMLToJSONStrict(content)
 	if err != nil {
-		return err
+		return []error{err}
 	}
 	var file serversFile
 	if err := decode(document, &file, "", "servers, a list"); err != nil {
-		return err
+		return []error{err}
 	}
-	if len(file.Servers) == 0 {
-		return errors.New("servers: a list of at least one server was expected")
+	return l.addList(file.Servers)
+}
+
+// addList adds the servers of a list in JSON; none is not enough.
+func (l *serverList) addList(list json.RawMessage) (faults []error) {
+	var entries []json.RawMessage
+	var mismatch *json.UnmarshalTypeError
+	if err := json.Unmarshal(list, &entries); errors.As(err, &mismatch) {
+		return []error{fmt.Errorf("servers: a list was expected, not %s", mismatch.Value)}
 	}
-	for i, raw := range file.Servers {
+	if len(entries) == 0 {
+		return []error{errors.New("servers: a list of at least one server was expected")}
+	}
+	for i, raw := range entries {
 		path := fmt.Sprintf("servers[%d]", i)
 		var entry serverEntry
 		if err := decode(raw, &entry, path, "name, address and tls"); err != nil {
-			return err
-		}
-		if err := l.add(entry); err != nil {
-			return fmt.Errorf("%s.%w", path, err)
+			faults = append(faults, err)
+		} else if err := l.add(entry); err != nil {
+			faults = append(faults, fmt.Errorf("%s.%w", path, err))
 		}
 	}
-	return nil
+	return faults
 }
 
 // add a server after those that are there. Errors begin with the name of the field.
@@ -167,11 +189,7 @@ func decode(raw []byte, into any, path, known string) error {
 	strict, err := strictjson.UnmarshalStrict(raw, into)
 	var mismatch *json.UnmarshalTypeError
 	if errors.As(err, &mismatch) {
-		wanted := "string"
-		if mismatch.Type.Kind() == reflect.Slice {
-			wanted = "list"
-		}
-		return fmt.Errorf("%s%s: a %s was expected, not %s", path, mismatch.Field, wanted, mismatch.Value)
+		return fmt.Errorf("%s%s: a string was expected, not %s", path, mismatch.Field, mismatch.Value)
 	}
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,7 +47,7 @@ func TestServerFlags(t *testing.T) {
 		{flags: []string{"z=a", "z=b"}, says: `--gearman-server "z=b": name: "z" is that of another server already`},
 		{flags: []string{"y=a", "z=A:4730"}, says: `--gearman-server "z=A:4730": address: A:4730 is that of server "y" already`},
 	} {
-		servers, err := readServers(test.flags, "")
+		servers, faults := readServers(test.flags, "", &settings{})
 		var got []server
 		for _, s := range servers {
 			got = append(got, server{s.Name, s.Address})
@@ -54,7 +55,7 @@ func TestServerFlags(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); diff != "" && test.says == "" {
 			t.Errorf("%q (-want +got):\n%s", test.flags, diff)
 		}
-		checkError(t, strings.Join(test.flags, " "), err, test.says)
+		checkError(t, strings.Join(test.flags, " "), errors.Join(faults...), test.says)
 	}
 }
 
@@ -80,8 +81,8 @@ servers:
   tls: {}
 - {"name": "plain", "address": "[::1]:4730"}
 `), 0o600))
-	servers, err := readServers([]string{"first=localhost"}, name)
-	must(t, err)
+	servers, faults := readServers([]string{"first=localhost"}, name, &settings{})
+	must(t, errors.Join(faults...))
 	var got []string
 	for _, server := range servers {
 		description := server.Name + " " + server.Address
@@ -134,10 +135,43 @@ func TestServersFileErrors(t *testing.T) {
 	} {
 		name := filepath.Join(t.TempDir(), "servers.yaml")
 		must(t, os.WriteFile(name, []byte(content), 0o600))
-		_, err := readServers([]string{"first=localhost"}, name)
+		_, faults := readServers([]string{"first=localhost"}, name, &settings{})
+		err := errors.Join(faults...)
 		checkError(t, content, err, says)
 		checkError(t, content, err, "--gearman-servers "+name+": ")
 	}
-	_, err := readServers(nil, filepath.Join(t.TempDir(), "none"))
-	checkError(t, "no file", err, "--gearman-servers: open ")
+	_, faults := readServers(nil, filepath.Join(t.TempDir(), "none"), &settings{})
+	checkError(t, "no file", errors.Join(faults...), "--gearman-servers: open ")
+}
+
+// TestServersFaults: all that is wrong is told, wherever it is, and the servers that are right are there.
+func TestServersFaults(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "servers.yaml")
+	must(t, os.WriteFile(file, []byte("servers: [{address: a}, b, {address: 'c:0'}, {address: d, tls: {certFile: e}}, {address: f}]"), 0o600))
+	s := &settings{
+		file: "config.yaml", sources: map[string]source{"gearman-server": fromEnvironment, "gearman-servers": fromFile},
+		servers: []byte(`[{"address": "f"}, {"address": "g", "tls": {}}]`),
+	}
+	servers, faults := readServers([]string{"a", "=b"}, file, s)
+	var names, told []string
+	for _, server := range servers {
+		names = append(names, server.Name)
+	}
+	for _, fault := range faults {
+		told = append(told, strings.ReplaceAll(fault.Error(), file, "FILE"))
+	}
+	if diff := cmp.Diff([]string{"a", "f", "g"}, names); diff != "" {
+		t.Errorf("servers (-want +got):\n%s", diff)
+	}
+	want := []string{
+		`ZUULBUILD_OPERATOR_GEARMAN_SERVER "=b": [NAME=]HOST[:PORT] was expected`,
+		`config.yaml: gearman-servers FILE: servers[0].name: "a" is that of another server already; each needs a name of its own`,
+		`config.yaml: gearman-servers FILE: servers[1]: an object of name, address and tls was expected`,
+		`config.yaml: gearman-servers FILE: servers[2].address: HOST[:PORT] was expected, with an IPv6 address in brackets and a port from 1 to 65535, not "c:0"`,
+		`config.yaml: gearman-servers FILE: servers[3].tls.certFile and tls.keyFile: a certificate and a key go together: give both or neither`,
+		`config.yaml: servers[0].name: "f" is that of another server already; each needs a name of its own`,
+	}
+	if diff := cmp.Diff(want, told); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
+	}
 }
