@@ -1,12 +1,14 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,6 +62,7 @@ func (o *operatorOptions) problems() map[string]error {
 		"manager":          managerName(o.manager),
 		"max-builds":       atLeast(o.maxBuilds, 1),
 		"metrics-address":  listenable(o.metricsAddress, true),
+		"metrics-cert-dir": o.metricsCertificate(),
 		"namespace":        namespaces(o.namespaces...),
 		"pages-address":    listenable(o.pagesAddress, false),
 		"pages-url":        pagesURL,
@@ -117,6 +120,20 @@ func readableKubeconfig(path string) error {
 	}
 	if _, err := clientcmd.Load(content); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// metricsCertificate is nil if there is the certificate that was asked for: in place of one that is missing, another would be made at the start.
+func (o *operatorOptions) metricsCertificate() error {
+	if o.metricsCertDir == "" {
+		return nil
+	}
+	if !o.metricsSecure {
+		return errors.New("a certificate is of no use without --metrics-secure")
+	}
+	if _, err := tls.LoadX509KeyPair(filepath.Join(o.metricsCertDir, "tls.crt"), filepath.Join(o.metricsCertDir, "tls.key")); err != nil {
+		return fmt.Errorf("a certificate and its key were expected in %s as tls.crt and tls.key: %w", o.metricsCertDir, err)
 	}
 	return nil
 }

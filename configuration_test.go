@@ -23,6 +23,7 @@ func TestBadValues(t *testing.T) {
 		{"--health-address=8081", `--health-address: [HOST]:PORT was expected, or 0 for nowhere, not "8081"`},
 		{"--metrics-address=:metrics", `--metrics-address: [HOST]:PORT was expected, or 0 for nowhere, not ":metrics"`},
 		{"--metrics-address=", `--metrics-address: [HOST]:PORT was expected, or 0 for nowhere, not ""`},
+		{"--metrics-cert-dir=" + t.TempDir(), "--metrics-cert-dir: a certificate is of no use without --metrics-secure"},
 		{"--pages-address=0", `--pages-address: [HOST]:PORT was expected, not "0"`},
 		{"--pages-address=:65536", `--pages-address: [HOST]:PORT was expected, not ":65536"`},
 		{"--pages-address=[::1]:0", ""},
@@ -52,7 +53,10 @@ func TestBadValues(t *testing.T) {
 			checkError(t, "operator "+test.argument, command.ExecuteContext(t.Context()), test.want)
 		}
 	}
-	o, flags := parse(t)
+	empty := t.TempDir()
+	o, flags := parse(t, "--metrics-secure", "--metrics-cert-dir="+empty)
+	checkError(t, "no certificate", allOf(o.configure(flags, nil).faults), "--metrics-cert-dir: a certificate and its key were expected in "+empty+" as tls.crt and tls.key: open ")
+	o, flags = parse(t)
 	checkError(t, "environment", allOf(o.configure(flags, []string{"ZUULBUILD_OPERATOR_MAX_BUILDS=0"}).faults), "ZUULBUILD_OPERATOR_MAX_BUILDS: 1 or more was expected, not 0")
 }
 
@@ -125,6 +129,8 @@ servers:
 		"max-builds 200 file",
 		"metrics-address 0 default",
 		"metrics-by-job false default",
+		`metrics-cert-dir "" default`,
+		"metrics-secure false default",
 		"namespace check,gate file",
 		"pages-address :8080 default",
 		"pages-url https://ci.example.org environment",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -57,6 +59,8 @@ type operatorOptions struct {
 	pagesURL           string
 	healthAddress      string
 	metricsAddress     string
+	metricsSecure      bool
+	metricsCertDir     string
 	metricsByJob       bool
 	leaderElect        bool
 	leaderNamespace    string
@@ -115,7 +119,9 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.pagesAddress, "pages-address", ":8080", "where the build pages are served")
 	flags.StringVar(&o.pagesURL, "pages-url", "http://localhost:8080", "the address people reach the build pages at; Zuul reports it")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
-	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served in plain HTTP, see docs/metrics.md; 0 for nowhere")
+	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served, see docs/metrics.md; 0 for nowhere")
+	flags.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve metrics by HTTPS, and only to who may get /metrics: the API server is asked; false for plain HTTP to everybody")
+	flags.StringVar(&o.metricsCertDir, "metrics-cert-dir", "", "folder with tls.crt and tls.key for --metrics-secure; default: a certificate that is made at the start and signed by itself")
 	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
@@ -299,13 +305,25 @@ func (o *operatorOptions) newManager(config *rest.Config) (ctrl.Manager, error) 
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                 scheme,
 		Cache:                  controllers.CacheOptions(o.namespaces...),
-		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
+		Metrics:                o.metricsOptions(),
 		HealthProbeBindAddress: o.healthAddress,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return mgr, mgr.AddHealthzCheck("ping", healthz.Ping)
+}
+
+// metricsOptions has metrics served in plain HTTP to everybody, or by HTTPS to those whom the API server knows and allows to get them.
+func (o *operatorOptions) metricsOptions() metricsserver.Options {
+	options := metricsserver.Options{BindAddress: o.metricsAddress}
+	if o.metricsSecure {
+		options.SecureServing, options.CertDir = true, o.metricsCertDir
+		options.FilterProvider = filters.WithAuthenticationAndAuthorization
+		// Without HTTP/2, which scrapes gain nothing by, nobody can open streams by the thousand on one connection before they are asked who they are.
+		options.TLSOpts = []func(*tls.Config){func(config *tls.Config) { config.NextProtos = []string{"http/1.1"} }}
+	}
+	return options
 }
 
 func (o *operatorOptions) config() (*rest.Config, error) {

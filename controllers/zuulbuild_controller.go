@@ -97,6 +97,9 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete,namespace=zuulbuild-system
 // +kubebuilder:rbac:groups="",resources=events,verbs=create;patch,namespace=zuulbuild-system
+// Who asks for metrics, and whether they may, with --metrics-secure:
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+// +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
 
 // Reconcile brings one build a step further: the steps are asked in order, and the first that has something to do or to wait for ends the round. The
 // status is written once, at the end, and events are sent only if that write succeeded.

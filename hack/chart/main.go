@@ -116,7 +116,9 @@ func dropMetadata(document []byte) []byte {
 	return out
 }
 
-func clusterScoped(resource string) bool { return resource == "nodes" || resource == "zuulnodeclasses" }
+func clusterScoped(resource string) bool {
+	return slices.Contains([]string{"nodes", "zuulnodeclasses", "tokenreviews", "subjectaccessreviews"}, resource)
+}
 
 func writeSchema() error {
 	content, err := os.ReadFile("hack/chart/values.schema.yaml")

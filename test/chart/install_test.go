@@ -2,6 +2,7 @@ package chart
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/util/cert"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -381,6 +383,14 @@ func TestProgramTakesItsArguments(t *testing.T) {
 					into(t, object.Object, &deployment)
 					arguments = deployment.Spec.Template.Spec.Containers[0].Args
 				}
+			}
+			certificate, key, err := cert.GenerateSelfSignedCertKey("zuulbuild-metrics", nil, nil)
+			if err == nil {
+				err = errors.Join(os.Mkdir(filepath.Join(folder, "metrics"), 0o700),
+					os.WriteFile(filepath.Join(folder, "metrics/tls.crt"), certificate, 0o600), os.WriteFile(filepath.Join(folder, "metrics/tls.key"), key, 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
 			}
 			for i := range arguments {
 				arguments[i] = strings.ReplaceAll(arguments[i], "/etc/zuulbuild", folder)

@@ -4,9 +4,14 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
 
 	"zuulbuild.dev/zuulbuild/hack/doctable"
@@ -148,5 +153,85 @@ func TestAlerts(t *testing.T) {
 	t.Parallel()
 	if output, err := command(t, nil, require(t, localcluster.Tool("promtool"), "tools promtool"), "test", "rules", "testdata/alerts.yaml"); err != nil {
 		t.Error(output, err)
+	}
+}
+
+// Metrics are served by HTTPS to who may get them, or in plain HTTP, and Prometheus is told which.
+func TestMetricsAreSecure(t *testing.T) {
+	t.Parallel()
+	type monitor struct {
+		Spec struct {
+			Endpoints []struct {
+				Scheme          string         `json:"scheme"`
+				BearerTokenFile string         `json:"bearerTokenFile"`
+				TLSConfig       map[string]any `json:"tlsConfig"`
+			} `json:"endpoints"`
+		} `json:"spec"`
+	}
+	tests := map[string]struct {
+		values  []string
+		flags   []string // of the operator that are about it
+		scheme  string
+		tls     map[string]any
+		readers []string // of a role that is there
+	}{
+		"as it is": {flags: []string{"--metrics-secure"}, scheme: "https", tls: map[string]any{"insecureSkipVerify": true}},
+		"with a certificate": {
+			values: []string{"metrics.certSecret=metrics-tls", "metrics.readers[0].name=prometheus", "metrics.readers[0].namespace=monitoring"},
+			flags:  []string{"--metrics-secure", "--metrics-cert-dir=/etc/zuulbuild/metrics"}, scheme: "https",
+			tls: map[string]any{
+				"serverName": "zuulbuild-metrics.zuulbuild-system.svc",
+				"ca":         map[string]any{"secret": map[string]any{"name": "metrics-tls", "key": "ca.crt"}},
+			},
+			readers: []string{"monitoring/prometheus"},
+		},
+		"in plain HTTP": {values: []string{"metrics.secure=false", "metrics.certSecret=metrics-tls", "metrics.readers[0].name=a", "metrics.readers[0].namespace=b"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			arguments := []string{"--set", "metrics.serviceMonitor.enabled=true"}
+			for _, value := range test.values {
+				arguments = append(arguments, "--set", value)
+			}
+			all := render(t, "default", arguments...)
+			deployment, scraper := appsv1.Deployment{}, monitor{}
+			into(t, find(t, all, "Deployment", "zuulbuild").Object, &deployment)
+			into(t, find(t, all, "ServiceMonitor", "zuulbuild").Object, &scraper)
+			pod := deployment.Spec.Template.Spec
+			var flags []string
+			for _, argument := range pod.Containers[0].Args {
+				if strings.HasPrefix(argument, "--metrics-secure") || strings.HasPrefix(argument, "--metrics-cert-dir") {
+					flags = append(flags, argument)
+				}
+			}
+			if diff := cmp.Diff(test.flags, flags); diff != "" {
+				t.Errorf("flags (-want +got):\n%s", diff)
+			}
+			endpoint := scraper.Spec.Endpoints[0]
+			if diff := cmp.Diff(test.tls, endpoint.TLSConfig); diff != "" || endpoint.Scheme != test.scheme || (endpoint.BearerTokenFile != "") != (test.scheme != "") {
+				t.Errorf("Prometheus is told %+v", endpoint)
+			}
+			mounted := slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/etc/zuulbuild/metrics" })
+			if mounted != (len(test.flags) == 2) || mounted != (len(pod.Volumes) == 1) {
+				t.Errorf("mounts %v of %v", pod.Containers[0].VolumeMounts, pod.Volumes)
+			}
+			var roles, readers []string
+			for _, object := range all {
+				switch {
+				case !strings.HasSuffix(object.GetName(), "-metrics-reader"):
+				case object.GetKind() == "ClusterRole":
+					roles = append(roles, object.GetName())
+				default:
+					binding := rbacv1.ClusterRoleBinding{}
+					into(t, object.Object, &binding)
+					for _, subject := range binding.Subjects {
+						readers = append(readers, subject.Namespace+"/"+subject.Name)
+					}
+				}
+			}
+			if diff := cmp.Diff(test.readers, readers); diff != "" || (len(roles) == 1) != (test.scheme != "") {
+				t.Errorf("roles %v, readers %v", roles, readers)
+			}
+		})
 	}
 }

@@ -3,6 +3,7 @@ package chart
 import (
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,7 +71,8 @@ func needed(t *testing.T, builds ...string) map[string]bool {
 		role := rbacv1.Role{}
 		into(t, object.Object, &role)
 		for _, line := range lines(role.Rules) {
-			switch ofNoNamespace := strings.HasSuffix(line, " nodes") || strings.HasSuffix(line, "/zuulnodeclasses"); {
+			resource := path.Base(strings.Fields(line)[1])
+			switch ofNoNamespace := slices.Contains([]string{"nodes", "zuulnodeclasses", "tokenreviews", "subjectaccessreviews"}, resource); {
 			case role.Kind == "Role":
 				out[namespace+": "+line] = true
 			case ofNoNamespace:
@@ -87,14 +89,17 @@ func needed(t *testing.T, builds ...string) map[string]bool {
 
 func TestRightsAreThoseTheCodeAsksFor(t *testing.T) {
 	t.Parallel()
+	nodeEvents := []string{"default: create events.k8s.io/events", "default: patch events.k8s.io/events"}
+	reviews := []string{"*: create authentication.k8s.io/tokenreviews", "*: create authorization.k8s.io/subjectaccessreviews"}
 	tests := map[string]struct {
 		values []string
 		want   map[string]bool
 	}{
-		"everywhere": {[]string{"--set", "scope=cluster"}, needed(t, "*")},
-		"in two namespaces": {[]string{"--values", valuesFiles["everything"]}, with(needed(t, "check", "gate"),
-			"default: create events.k8s.io/events", "default: patch events.k8s.io/events")},
-		"without cordoning": {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: patch nodes")},
+		"everywhere":                 {[]string{"--set", "scope=cluster"}, needed(t, "*")},
+		"in two namespaces":          {[]string{"--values", valuesFiles["everything"]}, with(needed(t, "check", "gate"), nodeEvents...)},
+		"with metrics in plain HTTP": {[]string{"--set", "metrics.secure=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
+		"without metrics":            {[]string{"--set", "metrics.enabled=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
+		"without cordoning":          {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: patch nodes")},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -112,7 +117,9 @@ func with(set map[string]bool, more ...string) map[string]bool {
 	return set
 }
 
-func without(set map[string]bool, line string) map[string]bool {
-	delete(set, line)
+func without(set map[string]bool, lines ...string) map[string]bool {
+	for _, line := range lines {
+		delete(set, line)
+	}
 	return set
 }

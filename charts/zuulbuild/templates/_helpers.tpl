@@ -119,6 +119,11 @@ capabilities: {drop: [ALL]}
 {{- dict "servers" $servers | toJson }}
 {{- end }}
 
+{{/* Not empty where metrics are served by HTTPS. */}}
+{{- define "zuulbuild.secureMetrics" -}}
+{{- if and .Values.metrics.enabled .Values.metrics.secure }}yes{{ end }}
+{{- end }}
+
 {{/* Volumes with the secrets of server number .index. */}}
 {{- define "zuulbuild.tlsVolume" -}}
 - name: tls-{{ .index }}
