@@ -66,7 +66,7 @@ func (s *scope) losePod(v *verdict) {
 		UID: s.pod.UID, NodeName: s.pod.Spec.NodeName, Reason: v.reason, Message: v.message,
 		CreationTime: s.pod.CreationTimestamp, LostTime: metav1.NewTime(s.now.Truncate(time.Second)),
 	})
-	status.PodName, status.NodeName, status.ScheduledTime = "", "", nil
+	status.PodName, status.NodeName, status.PodCreationTime, status.ScheduledTime = "", "", nil, nil
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionPodScheduled)
 	status.Phase = v1alpha1.PhaseQueued
 	s.explain(ReasonReplacingPod, fmt.Sprintf("Pod %d of at most %d was lost before its main container ran, so it is made again; %s: %s",

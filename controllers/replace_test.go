@@ -70,6 +70,20 @@ func TestReplaceable(t *testing.T) {
 	}
 }
 
+// TestTimesOfALostPod: the next Pod has times of its own.
+func TestTimesOfALostPod(t *testing.T) {
+	s := &scope{build: zuulBuild("job"), pod: newPod(onNode(time.Second), withPhase(podFailed)), now: created.Add(time.Hour)}
+	status := &s.build.Status
+	s.recordPod()
+	if status.PodCreationTime == nil || status.ScheduledTime == nil {
+		t.Fatalf("status of a build with a Pod: %+v", status)
+	}
+	s.losePod(lost(ReasonRejected, "no room"))
+	if status.PodCreationTime != nil || status.ScheduledTime != nil {
+		t.Errorf("status of a build whose Pod was lost: %+v", status)
+	}
+}
+
 // refuse has the kubelet refuse the Pod of a build, which it then deletes where told to, as it does.
 func (h *harness) refuse(name string) types.UID {
 	h.Helper()

@@ -28,6 +28,7 @@ func (s *scope) recordPod() {
 	}
 	status := &s.build.Status
 	status.PodName, status.NodeName = s.pod.Name, s.pod.Spec.NodeName
+	status.PodCreationTime = s.pod.CreationTimestamp.DeepCopy()
 	if c := podCondition(s.pod, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionTrue {
 		status.ScheduledTime = c.LastTransitionTime.DeepCopy()
 		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionTrue, "Scheduled", "node "+s.pod.Spec.NodeName)

@@ -48,6 +48,9 @@ func TestBuildRunsToItsEnd(t *testing.T) {
 	if build.Status.PodName != "b" || build.Status.NodeName != "node-1" || build.Status.StartTime == nil || build.Status.ScheduledTime == nil || build.Status.URL != "https://builds.example.org/b" {
 		t.Errorf("status of a running build: %+v", build.Status)
 	}
+	if made := build.Status.PodCreationTime; made == nil || !made.Equal(&pod.CreationTimestamp) {
+		t.Errorf("the Pod was made %v, and the status says %v", pod.CreationTimestamp, made)
+	}
 
 	h.report("b", withPhase(podSucceeded), ended("build", 0, "Completed"))
 	build = h.awaitVerdict("b", v1alpha1.PhaseSucceeded, "SUCCESS", "Succeeded")

@@ -191,6 +191,10 @@ type ZuulBuildStatus struct {
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
+	// podCreationTime is when the Pod was made.
+	// +optional
+	PodCreationTime *metav1.Time `json:"podCreationTime,omitempty"`
+
 	// scheduledTime is when the Pod got its node.
 	// +optional
 	ScheduledTime *metav1.Time `json:"scheduledTime,omitempty"`

@@ -261,6 +261,10 @@ func (in *ZuulBuildStatus) DeepCopyInto(out *ZuulBuildStatus) {
 			(*in)[i].DeepCopyInto(&(*out)[i])
 		}
 	}
+	if in.PodCreationTime != nil {
+		in, out := &in.PodCreationTime, &out.PodCreationTime
+		*out = (*in).DeepCopy()
+	}
 	if in.ScheduledTime != nil {
 		in, out := &in.ScheduledTime, &out.ScheduledTime
 		*out = (*in).DeepCopy()
