@@ -40,6 +40,7 @@ import (
 	"zuulbuild.dev/zuulbuild/controllers"
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
 	"zuulbuild.dev/zuulbuild/replicas"
+	"zuulbuild.dev/zuulbuild/tracing"
 )
 
 var noMetrics = metricsserver.Options{BindAddress: "0"}
@@ -62,6 +63,7 @@ type operatorOptions struct {
 	metricsSecure      bool
 	metricsCertDir     string
 	metricsByJob       bool
+	traceEndpoint      string
 	leaderElect        bool
 	leaderNamespace    string
 	leaderLease        time.Duration
@@ -123,6 +125,7 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve metrics by HTTPS, and only to who may get /metrics: the API server is asked; false for plain HTTP to everybody")
 	flags.StringVar(&o.metricsCertDir, "metrics-cert-dir", "", "folder with tls.crt and tls.key for --metrics-secure; default: a certificate that is made at the start and signed by itself")
 	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
+	flags.StringVar(&o.traceEndpoint, "trace-endpoint", "", "address of the OpenTelemetry collector (OTLP over HTTP) that gets a trace of each build, see docs/tracing.md; default: $OTEL_EXPORTER_OTLP_ENDPOINT, or none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 20s")
@@ -156,6 +159,10 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 	if err != nil {
 		return err
 	}
+	if lead.bridge.Tracer, err = tracing.New(ctx, o.traceEndpoint, version, logger); err != nil {
+		return err
+	}
+	defer lead.bridge.Tracer.Close(ctx)
 	leading, stepDown := context.WithCancel(ctx)
 	defer stepDown()
 	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {

@@ -10,6 +10,7 @@ import (
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/tracing"
 )
 
 // assignment is a Gearman job that was assigned to us and is not finished: somebody waits for a build. It ends with the job, which ends with its
@@ -21,9 +22,11 @@ type assignment struct {
 	key    types.NamespacedName // of the ZuulBuild
 	unique string
 
-	mu    sync.Mutex          // of the three below; never held while sending
-	build *v1alpha1.ZuulBuild // as created or adopted; nil until then
-	stop  bool                // stop: came before the build existed
+	mu      sync.Mutex          // of the five below; never held while sending
+	build   *v1alpha1.ZuulBuild // as created or adopted; nil until then
+	taken   time.Time           // when that was
+	adopted bool                // the build was there before
+	stop    bool                // stop: came before the build existed
 	// completed is when the cache learned that the build is complete; zero until then, and for one that was complete when it was asked for.
 	completed time.Time
 
@@ -36,8 +39,15 @@ type assignment struct {
 func (a *assignment) has(build *v1alpha1.ZuulBuild) (stop bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.build = build
+	a.build, a.taken = build, time.Now()
 	return a.stop
+}
+
+// adopts notes that the build was there before the job was assigned.
+func (a *assignment) adopts() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.adopted = true
 }
 
 // existing is the build, or nil while it is on its way.
@@ -73,6 +83,13 @@ func (a *assignment) completedAt() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.completed
+}
+
+// reported is the end of the build, which was sent just now.
+func (a *assignment) reported(build *v1alpha1.ZuulBuild) tracing.Report {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return tracing.Report{Build: build, Assigned: a.job.Assigned, Taken: a.taken, Adopted: a.adopted, Learned: a.completed, Sent: time.Now()}
 }
 
 // assignments is the table of them. It says who listens; what they listen to is told by the builds.

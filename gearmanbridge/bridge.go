@@ -22,6 +22,7 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/tracing"
 )
 
 // Server is a Gearman server to take builds from.
@@ -75,6 +76,8 @@ type Bridge struct {
 	Identity string
 	// Metrics gets those of docs/metrics.md; nil for none.
 	Metrics prometheus.Registerer
+	// Tracer makes a trace of each build whose end is reported; nil makes none.
+	Tracer *tracing.Tracer
 
 	metrics     *metrics
 	assignments assignments

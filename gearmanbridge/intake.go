@@ -141,6 +141,7 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild
 		return nil, &refusal{err}
 	}
 	b.metrics.requests.WithLabelValues(found(existing)).Inc()
+	a.adopts()
 	return existing, nil
 }
 

@@ -327,11 +327,8 @@ func (m *metrics) abandoned(build *v1alpha1.ZuulBuild, err error) {
 	}
 }
 
-// reported counts the end of a build that was sent to a listener, unless err says that it was not.
-func (m *metrics) reported(a *assignment, result string, err error) {
-	if err != nil {
-		return
-	}
+// reported counts the end of a build that was sent to a listener.
+func (m *metrics) reported(a *assignment, result string) {
 	m.reports.WithLabelValues(resultLabel(result)).Inc()
 	if completed := a.completedAt(); !completed.IsZero() {
 		m.reportDuration.Observe(time.Since(completed).Seconds())

@@ -110,7 +110,7 @@ func (b *Bridge) report(ctx context.Context, a *assignment, build *v1alpha1.Zuul
 // finish sends the whole description with the result, then the one finishing packet. A build that ended without a result, by the infrastructure's
 // fault, is a WORK_FAIL, at which Zuul runs the job again; so is one that was stopped, as the launcher document asks, though with its result.
 func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData) (err error) {
-	defer func() { b.metrics.reported(a, data.Result, err) }()
+	defer func() { b.reported(a, build, data.Result, err) }()
 	if err := a.job.Data(data.encode()); err != nil {
 		return err
 	}
@@ -118,6 +118,15 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 		return a.job.Fail()
 	}
 	return a.job.Complete(data.encode())
+}
+
+// reported counts and traces the end of a build that was sent to a listener, unless err says that it was not.
+func (b *Bridge) reported(a *assignment, build *v1alpha1.ZuulBuild, result string, err error) {
+	if err != nil {
+		return
+	}
+	b.metrics.reported(a, result)
+	b.Tracer.Reported(a.reported(build))
 }
 
 // missing: somebody deleted the ZuulBuild, which stops the build.
