@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -412,6 +413,7 @@ func TestRenderedDetails(t *testing.T) {
 		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "--pages-url=http://zuulbuild.zuulbuild-system.svc", "--namespace=zuulbuild-builds", "3660"}},
 		"an address":    {[]string{"pages.url=https://a.example.org/ci", "pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=https://a.example.org/ci"}},
 		"plain ingress": {[]string{"pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=http://b"}},
+		"traces":        {[]string{"tracing.endpoint=http://collector:4318"}, []string{"--trace-endpoint=http://collector:4318"}},
 		"a short drain": {[]string{"drainTimeoutSeconds=5", "image.tag=x"}, []string{"--drain-timeout=5s", "65", ":x"}},
 	}
 	for name, test := range tests {
@@ -430,5 +432,34 @@ func TestRenderedDetails(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The operator may speak to the collector of traces, at its port, and to none where there is none.
+func TestCollectorIsReachable(t *testing.T) {
+	t.Parallel()
+	tests := map[string]int32{
+		"": 0, "http://collector": 80, "https://collector/otlp": 443, "http://collector:4318": 4318, "http://[2001:db8::1]:4319/": 4319, "https://[2001:db8::1]": 443,
+	}
+	ports := func(endpoint string) []int32 {
+		policy := networkingv1.NetworkPolicy{}
+		into(t, find(t, render(t, "default", "--set", "tracing.endpoint="+endpoint), "NetworkPolicy", "zuulbuild").Object, &policy)
+		var out []int32
+		for _, rule := range policy.Spec.Egress {
+			for _, port := range rule.Ports {
+				out = append(out, port.Port.IntVal)
+			}
+		}
+		return out
+	}
+	without := ports("")
+	for endpoint, port := range tests {
+		want := without
+		if port != 0 {
+			want = append(slices.Clone(without), port)
+		}
+		if diff := cmp.Diff(want, ports(endpoint)); diff != "" {
+			t.Errorf("%q: ports of egress (-want +got):\n%s", endpoint, diff)
+		}
 	}
 }

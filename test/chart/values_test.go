@@ -170,6 +170,7 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
 		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
 		"no builds":                    {"maxBuilds: 0", "at '/maxBuilds': minimum"},
+		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
