@@ -23,6 +23,8 @@ import (
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
+	"zuulbuild.dev/zuulbuild/replicas"
+	"zuulbuild.dev/zuulbuild/tracing"
 )
 
 // configuration is what the operator is to do, and all that is wrong with it.
@@ -57,6 +59,7 @@ func (o *operatorOptions) problems() map[string]error {
 		"grace-period":     atLeast(o.gracePeriod, 0),
 		"health-address":   listenable(o.healthAddress, true),
 		"kubeconfig":       readableKubeconfig(o.kubeconfig),
+		"leader-lease":     between(o.leaderLease, time.Second, replicas.Duration),
 		"leader-namespace": namespaces(o.leaderNamespace),
 		"log-level":        logLevel,
 		"manager":          managerName(o.manager),
@@ -66,6 +69,7 @@ func (o *operatorOptions) problems() map[string]error {
 		"namespace":        namespaces(o.namespaces...),
 		"pages-address":    listenable(o.pagesAddress, false),
 		"pages-url":        pagesURL,
+		"trace-endpoint":   tracing.CheckEndpoint(o.traceEndpoint),
 	}
 }
 
@@ -74,6 +78,13 @@ func atLeast[T int | time.Duration](value, least T) error {
 		return nil
 	}
 	return fmt.Errorf("%v or more was expected, not %v", least, value)
+}
+
+func between(value, least, most time.Duration) error {
+	if value >= least && value <= most {
+		return nil
+	}
+	return fmt.Errorf("%v to %v was expected, not %v", least, most, value)
 }
 
 // listenable is nil for [HOST]:PORT, and for 0, which is nowhere, if that may be.

@@ -27,8 +27,6 @@ import (
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
 
-func TestMain(m *testing.M) { apiserver.Main(m) }
-
 const patience = 30 * time.Second
 
 // accounts are service accounts of a namespace of the test, with no rights but those they are given.

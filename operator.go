@@ -233,9 +233,6 @@ func (o *operatorOptions) setupReplicas(mgr ctrl.Manager, lead *leadership, host
 	if !o.leaderElect {
 		return nil
 	}
-	if o.leaderLease < time.Second || o.leaderLease > replicas.Duration {
-		return fmt.Errorf("--leader-lease %v: 1s to %v was expected", o.leaderLease, replicas.Duration)
-	}
 	lead.namespace, lead.lease = o.leaderNamespace, o.leaderLease
 	if lead.namespace == "" {
 		var err error

@@ -54,9 +54,9 @@ func New(ctx context.Context, endpoint, version string, logger *slog.Logger) (*T
 	var options []otlptracehttp.Option
 	switch {
 	case endpoint != "":
-		address, err := url.Parse(endpoint)
-		if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
-			return nil, fmt.Errorf("--trace-endpoint %q: an address such as http://collector.example.org:4318 was expected", endpoint)
+		address, err := parseEndpoint(endpoint)
+		if err != nil {
+			return nil, fmt.Errorf("--trace-endpoint: %w", err)
 		}
 		options = append(options, otlptracehttp.WithEndpointURL(address.JoinPath("v1/traces").String()))
 	case os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "":
@@ -89,6 +89,23 @@ func New(ctx context.Context, endpoint, version string, logger *slog.Logger) (*T
 		sdktrace.WithSampler(sdktrace.AlwaysSample()),
 	)
 	return &Tracer{provider: provider, tracer: provider.Tracer("zuulbuild.dev/zuulbuild"), logger: logger, flushTimeout: flushTimeout}, nil
+}
+
+// CheckEndpoint is nil for what New takes as an endpoint.
+func CheckEndpoint(endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	_, err := parseEndpoint(endpoint)
+	return err
+}
+
+func parseEndpoint(endpoint string) (*url.URL, error) {
+	address, err := url.Parse(endpoint)
+	if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
+		return nil, fmt.Errorf("an address such as http://collector.example.org:4318 was expected, not %q", endpoint)
+	}
+	return address, nil
 }
 
 // Reported makes the trace of a build whose end was reported. It never waits.

@@ -172,7 +172,7 @@ func TestEnvironment(t *testing.T) {
 func TestWrongEndpoints(t *testing.T) {
 	for _, endpoint := range []string{"collector:4318", "localhost", "grpc://collector:4317", "http://", "http://collector:port", "://"} {
 		_, err := New(t.Context(), endpoint, "1", slog.New(slog.DiscardHandler))
-		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("--trace-endpoint %q", endpoint)) {
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("--trace-endpoint: an address such as http://collector.example.org:4318 was expected, not %q", endpoint)) {
 			t.Errorf("%q: error %v", endpoint, err)
 		}
 	}
