@@ -75,7 +75,7 @@ var (
 	slotsLimitDesc = prometheus.NewDesc("zuulbuild_slots_limit",
 		"How many builds may be in flight before no more are taken: --max-builds.", nil, nil)
 	slotsUsedDesc = prometheus.NewDesc("zuulbuild_slots_used",
-		"How many builds count for that limit. If it stays at the limit while jobs are queued: raise --max-builds, if the cluster has room.", nil, nil)
+		"How many builds count for that limit: those that Zuul asked for, and those made by hand that have a Pod. If it stays at the limit while jobs are queued: raise --max-builds, if the cluster has room.", nil, nil)
 	classSlotsLimitDesc = prometheus.NewDesc("zuulbuild_class_slots_limit",
 		"How many builds may be in flight on a node class, for each that has a limit: maxBuilds of its ZuulNodeClass.", []string{"class"}, nil)
 	classSlotsUsedDesc = prometheus.NewDesc("zuulbuild_class_slots_used",
@@ -200,16 +200,14 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 			gauge(functionQueuedDesc, queue.length, server.name, queue.function)
 		}
 	}
-	used := 0
 	for class, count := range now.inFlight {
 		gauge(inFlightDesc, count, class)
-		used += count
 	}
 	gauge(slotsLimitDesc, now.limits.All)
-	gauge(slotsUsedDesc, used)
+	gauge(slotsUsedDesc, now.used.Of(capacity.Scope{}).All)
 	for class, limit := range now.limits.Classes {
 		gauge(classSlotsLimitDesc, limit, class)
-		gauge(classSlotsUsedDesc, now.inFlight[class], class)
+		gauge(classSlotsUsedDesc, now.used.Of(capacity.Scope{Class: class}).Class, class)
 	}
 }
 
@@ -217,6 +215,7 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 type snapshot struct {
 	servers  []serverSnapshot
 	inFlight map[string]int // by node class, "" for none
+	used     *capacity.Usage
 	limits   capacity.Limits
 }
 
@@ -254,12 +253,13 @@ func (b *Bridge) snapshot() (snapshot, error) {
 	b.slots.mu.Lock() // no assignment is added meanwhile, see usage
 	defer b.slots.mu.Unlock()
 	now.limits = b.slots.limits // whose maps are never changed
+	now.used = b.usage(&now.limits)
 	inFlight, err := b.inFlight()
 	now.inFlight = inFlight
 	return now, err
 }
 
-// inFlight counts by node class what usage counts by limits. b.slots.mu is held.
+// inFlight counts the unfinished builds and the assignments on their way by node class, limited or not. b.slots.mu is held.
 func (b *Bridge) inFlight() (map[string]int, error) {
 	byClass := map[string]int{}
 	b.assignments.each(func(of target) { byClass[of.class]++ })

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
@@ -23,9 +24,14 @@ import (
 func everyMetric(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	read := func() (snapshot, error) {
+		used := &capacity.Usage{}
+		for _, class := range []string{"", "arm", "arm", "arm"} {
+			used.Add(capacity.Scope{Class: class})
+		}
 		return snapshot{
 			servers:  []serverSnapshot{{"zuul", connections{1, 2}, connections{0, 1}, 3}},
 			inFlight: map[string]int{"": 1, "arm": 4},
+			used:     used,
 			limits:   capacity.Limits{All: 10, Classes: map[string]int{"arm": 5, "idle": 2}},
 		}, nil
 	}
@@ -119,8 +125,8 @@ func TestMetricsComputed(t *testing.T) {
 		"gearman_queued_jobs class=arm server=zuul":                         5,
 		"gearman_function_queued_jobs function=build:unit:arm server=zuul":  2,
 		"gearman_function_queued_jobs function=build:other:arm server=zuul": 3,
-		"builds_in_flight class=":                                           1, "builds_in_flight class=arm": 4, "slots_limit": 10, "slots_used": 5,
-		"class_slots_limit class=arm": 5, "class_slots_used class=arm": 4, "class_slots_limit class=idle": 2,
+		"builds_in_flight class=":                                           1, "builds_in_flight class=arm": 4, "slots_limit": 10, "slots_used": 4,
+		"class_slots_limit class=arm": 5, "class_slots_used class=arm": 3, "class_slots_limit class=idle": 2,
 	}
 	values := series(t, everyMetric(t))
 	if difference := cmp.Diff(want, nonzero(values)); difference != "" {
@@ -258,6 +264,14 @@ func TestMetricsOfBuilds(t *testing.T) {
 	f.ends(f.build(single.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
 	awaitEnd(t, single)
 	changes(map[string]float64{"reports_total result=SUCCESS": 1, "report_duration_seconds": 1, "builds_in_flight class=": -1, "slots_used": -1})
+
+	byHand := &v1alpha1.ZuulBuild{
+		ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "by-hand"}, Spec: v1alpha1.ZuulBuildSpec{Job: "unit", Node: "metrics"},
+	}
+	must(t, f.api.Create(testContext(t), byHand))
+	changes(map[string]float64{"builds_in_flight class=metrics": 1}) // it has no Pod, and none of the slots
+	must(t, f.api.Delete(testContext(t), byHand))
+	changes(map[string]float64{"builds_in_flight class=metrics": -1})
 
 	build = f.build(running.State().UUID)
 	named := fmt.Sprintf(`{"name": "unit", "number": %d, "html_description": "x"}`, build.Spec.Number)
