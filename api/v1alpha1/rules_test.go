@@ -101,6 +101,7 @@ func TestBuildSpecIsImmutable(t *testing.T) {
 		{"number removed", fullSpec, `{"number":null}`, "number is given once"},
 		{"number taken back", fullSpec, `{"number":0}`, "number is given once"},
 		{"number below 0", empty, `{"number":-1}`, "spec.number"},
+		{"number too large", empty, `{"number":9007199254740992}`, "spec.number"},
 		{"abort", fullSpec, `{"abort":true}`, ""},
 		{"abort with its reason", fullSpec, `{"abort":true,"abortReason":"Abandoned"}`, ""},
 		{"abort for no known reason", fullSpec, `{"abort":true,"abortReason":"Mood"}`, "abortReason"},
@@ -226,6 +227,7 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 		{"a limit", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", MaxBuilds: 1}, ""},
 		{"a limit below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", MaxBuilds: -1}, "spec.maxBuilds"},
 		{"a first number below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", FirstBuildNumber: -1}, "spec.firstBuildNumber"},
+		{"a first number too large", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", FirstBuildNumber: 1 << 53}, "spec.firstBuildNumber"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

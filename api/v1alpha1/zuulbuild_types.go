@@ -94,8 +94,10 @@ type ZuulBuildSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="uuid cannot change: create a new ZuulBuild"
 	UUID string `json:"uuid,omitempty"`
 
-	// number is the build number: at least 1, rising per job, never given twice. Left out of a build made by hand, it is filled in.
+	// number is the build number: at least 1, rising per job, never given twice. Left out of a build made by hand, it is filled in. The most is 2^53-1,
+	// which every reader of JSON has exactly.
 	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=9007199254740991
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="oldSelf == 0 || self == oldSelf",message="number is given once and cannot change"
 	Number int64 `json:"number,omitempty"`

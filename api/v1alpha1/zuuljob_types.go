@@ -193,8 +193,10 @@ type ZuulJobSpec struct {
 	// +optional
 	Disabled bool `json:"disabled,omitempty"`
 
-	// firstBuildNumber is the lowest number to give, to go on where another system stopped. Default 1.
+	// firstBuildNumber is the lowest number to give, to go on where another system stopped. Default 1. The most leaves room for a
+	// billion builds below the largest number.
 	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=9007198254740991
 	// +optional
 	FirstBuildNumber int64 `json:"firstBuildNumber,omitempty"`
 }
