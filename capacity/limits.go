@@ -133,16 +133,17 @@ const (
 	limitOfJob
 )
 
+// reached is the limit that leaves no room, the narrowest if there are several: it is the one that will hold the longest.
 func (l *Limits) reached(used *Usage, s Scope) limitKind {
 	counts := used.Of(s)
-	if counts.All >= l.All {
-		return limitOfAll
+	if limit, limited := l.Jobs[s.Job]; limited && counts.Job >= limit {
+		return limitOfJob
 	}
 	if limit, limited := l.Classes[s.Class]; limited && counts.Class >= limit {
 		return limitOfClass
 	}
-	if limit, limited := l.Jobs[s.Job]; limited && counts.Job >= limit {
-		return limitOfJob
+	if counts.All >= l.All {
+		return limitOfAll
 	}
 	return noLimit
 }

@@ -281,9 +281,10 @@ func TestWaitingBuilds(t *testing.T) {
 	h.run("a")
 	h.report("a", withPhase(podSucceeded), ended("build", 0, "Completed"))
 	h.awaitPod("c")
+	h.run("c")
 	h.eventually(func() string {
 		if status := h.build("c").Status; status.Reason == ReasonCapacityReached {
-			return "build c has its Pod and says that it waits: " + status.Message
+			return "build c runs and says that it waits: " + status.Message
 		}
 		return ""
 	})

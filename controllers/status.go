@@ -71,9 +71,12 @@ func (s *scope) explain(reason, message string) {
 	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, message
 }
 
-// wait says what a build that may not have its Pod yet waits for.
+// wait says what a build that may not have its Pod yet waits for: what it waited for first, for which of several limits it is changes often.
 func (s *scope) wait(reason, message string) {
 	s.waits = true
+	if s.build.Status.Phase == v1alpha1.PhaseQueued && s.build.Status.Reason == reason {
+		return
+	}
 	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, reason, message
 }
 
@@ -94,9 +97,10 @@ func (s *scope) awaitQuota(refusal error) {
 	s.after = min(left, quotaRetry)
 }
 
-// explained: what kept the Pod from being made is over.
+// explained: what kept the Pod from being made is over. That there was no room the build says until there is something else to say, within
+// explainAfter at most: that is not worth a write of its own.
 func (s *scope) explained() {
-	if s.build.Status.Phase == v1alpha1.PhaseStarting || s.build.Status.Reason == ReasonCapacityReached {
+	if s.build.Status.Phase == v1alpha1.PhaseStarting {
 		s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, "", ""
 		meta.RemoveStatusCondition(&s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
 	}
