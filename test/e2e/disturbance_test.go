@@ -71,11 +71,13 @@ func (d *disturbance) awaitInit() *corev1.Pod {
 	})
 }
 
-// awaitEnded waits until the containers have ended.
-func (d *disturbance) awaitEnded() *corev1.Pod {
+// awaitVerdict waits until the build is complete. Between the end of the container and that a deletion may count as one while the Pod ran.
+func (d *disturbance) awaitVerdict() {
 	d.Helper()
-	return d.awaitPodThat("has ended", func(pod *corev1.Pod) bool {
-		return len(pod.Status.ContainerStatuses) > 0 && pod.Status.ContainerStatuses[0].State.Terminated != nil
+	eventually(d.T, "a verdict", func() bool {
+		build := d.zuulBuild()
+		d.must(client.IgnoreNotFound(kubernetes.Get(d.Context(), d.key(), build)))
+		return build.Complete()
 	})
 }
 

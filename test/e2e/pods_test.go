@@ -49,12 +49,14 @@ func TestPods(t *testing.T) {
 					}
 					came := run.one(t, c)
 					came.Group = group.name
-					run.note(came)
+					if !t.Failed() {
+						run.note(came)
+					}
 				})
 			}
 		})
 	}
-	if run.all && !t.Failed() {
+	if run.all {
 		if err := recorded.Write(run.came, names); err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +138,7 @@ func (run *caseRun) one(t *testing.T, c podCase) recorded.Case {
 	return recorded.Case{
 		Name: c.name, What: c.what, Kubernetes: node.Status.NodeInfo.KubeletVersion, Timeouts: *job.Spec.Timeouts,
 		Told: state.Result, Outcome: string(state.Outcome), Packet: state.Packets[len(state.Packets)-1].Type.String(),
-		Phase: status.Phase, Reason: status.Reason, Message: status.Message, LostPods: len(status.LostPods), Pods: run.recorder.moments(build),
+		Phase: status.Phase, Reason: status.Reason, Message: status.Message, LostPods: len(status.LostPods), Pods: run.recorder.histories(t, build),
 	}
 }
 

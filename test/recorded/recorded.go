@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,16 +40,23 @@ type Case struct {
 	Message  string              `json:"message,omitempty"`
 	LostPods int                 `json:"lostPods,omitempty"`
 
-	// Pods are the build's, at moments that matter.
-	Pods []Moment `json:"pods,omitempty"`
+	// Pods are the build's, in the order they were made. There are none for builds that were aborted, or never had one.
+	Pods []History `json:"pods,omitempty"`
 }
 
-// Moment is a Pod at a time, and the verdict on it then.
+// History is a Pod up to the verdict on it.
+type History struct {
+	// Moments are the last three at which it was seen to change before the verdict, or fewer.
+	Moments []Moment `json:"moments"`
+	Verdict Verdict  `json:"verdict"`
+	// Time is when the verdict was seen.
+	Time metav1.MicroTime `json:"time"`
+}
+
+// Moment is a Pod as it was from a time on; nil if it was gone.
 type Moment struct {
 	Time metav1.MicroTime `json:"time"`
-	// Verdict is nil where there was none to give yet.
-	Verdict *Verdict    `json:"verdict,omitempty"`
-	Pod     *corev1.Pod `json:"pod"`
+	Pod  *corev1.Pod      `json:"pod,omitempty"`
 }
 
 // Verdict is as in the status of a ZuulBuild.
@@ -170,9 +176,4 @@ func Trim(pod *corev1.Pod) *corev1.Pod {
 		}
 	}
 	return pod
-}
-
-// At makes a Moment.
-func At(seen time.Time, pod *corev1.Pod, verdict *Verdict) Moment {
-	return Moment{Time: metav1.NewMicroTime(seen), Verdict: verdict, Pod: Trim(pod)}
 }
