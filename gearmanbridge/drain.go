@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -33,7 +34,7 @@ func (b *Bridge) Drain(ctx context.Context) error {
 		case <-tick.C:
 			b.Logger.Info("Draining: some builds are still to be reported", "builds", b.unreported(ctx))
 		case <-ctx.Done():
-			return fmt.Errorf("before the end of the drain these builds were not reported: %s: %w", b.unreported(context.WithoutCancel(ctx)), ctx.Err())
+			return fmt.Errorf("not yet reported: %s: %w", cmp.Or(b.unreported(context.WithoutCancel(ctx)), "no build"), ctx.Err())
 		}
 	}
 	return nil

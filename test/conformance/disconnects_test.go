@@ -13,6 +13,7 @@ import (
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+	"zuulbuild.dev/zuulbuild/replicas"
 )
 
 // disconnectCases are those under "Disconnects".
@@ -309,12 +310,13 @@ func twoReplicas(s *scene) {
 		}
 	}
 	first.Kill()
+	killed := time.Now()
 	if s.flavour.geard {
 		s.expect(s.end(build), zuulclient.Retry, "")
 		build = s.submit(zuulclient.Request{Job: job})
 		orphan := state.UUID
 		state, _ = s.running(build)
-		s.gone(orphan, time.Now(), shortGrace)
+		s.gone(orphan, killed, max(shortGrace, replicas.Duration)) // it might be alive until then, and have the connection
 	} else {
 		s.assigned(state.UUID, 2)
 		if now := s.pod(state.UUID); now == nil || now.UID != pod.UID {
