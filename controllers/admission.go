@@ -43,6 +43,9 @@ type Builds interface {
 const (
 	// headRequeue is how often the first build that waits asks again, whether it was called or not.
 	headRequeue = time.Minute
+	// explainWait is how long a build waits before its status says for what. Most get their turn sooner, and what a build costs the API server is
+	// bounded: the page of the build and kubectl show it as Queued anyhow.
+	explainWait = time.Minute
 	// assumedUnknown is how long a Pod is assumed of which the cache shows neither it nor its build.
 	assumedUnknown = time.Minute
 )
@@ -249,9 +252,14 @@ func (r *ZuulBuildReconciler) admit(ctx context.Context, s *scope) (bool, error)
 	if full == "" {
 		return false, nil
 	}
-	s.wait(ReasonCapacityReached, "waits for a slot: "+full)
+	s.waits = true
 	if first {
 		s.after = headRequeue
+	}
+	if left := s.build.CreationTimestamp.Add(cmp.Or(r.explainWait, explainWait)).Sub(s.now); left > 0 {
+		s.after = left
+	} else {
+		s.wait(ReasonCapacityReached, "waits for a slot: "+full)
 	}
 	return true, nil
 }
@@ -286,7 +294,7 @@ func (r *ZuulBuildReconciler) readLimits(ctx context.Context) error {
 }
 
 // beginAdmission finds, once, what an operator before this one has decided and the cache does not tell: Pods made a moment ago, from the API server,
-// and the order of the builds that wait, from those that say so.
+// and the order of the builds that may wait: those that have no Pod. The round that each gets takes out those that wait for something else.
 func (r *ZuulBuildReconciler) beginAdmission(ctx context.Context, now time.Time) error {
 	a := &r.admission
 	if a.begun {
@@ -316,7 +324,7 @@ func (r *ZuulBuildReconciler) beginAdmission(ctx context.Context, now time.Time)
 		}
 	}
 	for _, build := range unfinished {
-		if _, has := assumed[build.UID]; !has && build.Status.Reason == ReasonCapacityReached {
+		if _, has := assumed[build.UID]; !has && !r.hadPod(build) {
 			a.waiting.add(newCandidate(build))
 		}
 	}

@@ -329,7 +329,7 @@ func TestQuotaGivesTheSlotBack(t *testing.T) {
 
 // TestAdmissionBegins: a new operator, whose cache is late, knows the Pods that were made and the order of the builds that wait.
 func TestAdmissionBegins(t *testing.T) {
-	for name, hasPod := range map[string]bool{"with a Pod the cache does not show": true, "with a build that waits": false} {
+	for name, hasPod := range map[string]bool{"with a Pod the cache does not show": true, "with an older build": false} {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)
 			builds := capacity.NewBuilds()
@@ -338,12 +338,6 @@ func TestAdmissionBegins(t *testing.T) {
 			for _, name := range []string{"first", "new"} {
 				h.request(name, "job", numbered(1))
 				build := h.build(name)
-				if name == "first" && !hasPod {
-					build.Status.Reason = ReasonCapacityReached
-					if err := h.api.Status().Update(t.Context(), build); err != nil {
-						t.Fatal(err)
-					}
-				}
 				builds.SetBuild(build)
 				scopes = append(scopes, &scope{build: build, now: time.Now()})
 			}
@@ -363,6 +357,29 @@ func TestAdmissionBegins(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestWaitIsExplained: a build that waits for a slot says so when it has waited for a while.
+func TestWaitIsExplained(t *testing.T) {
+	h := newHarness(t)
+	h.request("a", "job", numbered(1))
+	builds := capacity.NewBuilds()
+	builds.SetBuild(h.build("a"))
+	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: 0, Clock: clock.RealClock{}}
+	for wait, want := range map[time.Duration]string{0: "", explainWait - time.Second: "", explainWait: ReasonCapacityReached} {
+		s := &scope{build: h.build("a")}
+		s.now = s.build.CreationTimestamp.Add(wait)
+		waits, err := r.admit(t.Context(), s)
+		if err != nil || !waits || !s.waits {
+			t.Fatalf("after %v it waits: %t, error %v", wait, waits, err)
+		}
+		if got := s.build.Status.Reason; got != want {
+			t.Errorf("after %v it says %q, want %q", wait, got, want)
+		}
+		if next := s.build.CreationTimestamp.Add(explainWait).Sub(s.now); want == "" && s.after != next {
+			t.Errorf("after %v it is looked at again in %v, want %v", wait, s.after, next)
+		}
 	}
 }
 

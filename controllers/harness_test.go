@@ -115,7 +115,7 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: metrics,
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },
-		retryDelays: h.delays, podDelays: h.podDelays, gatherFor: 200 * time.Millisecond,
+		retryDelays: h.delays, podDelays: h.podDelays, gatherFor: 200 * time.Millisecond, explainWait: 1,
 	}
 	if err := SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		h.Fatal(err)

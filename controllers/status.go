@@ -73,7 +73,6 @@ func (s *scope) explain(reason, message string) {
 
 // wait says what a build that may not have its Pod yet waits for: what it waited for first, for which of several limits it is changes often.
 func (s *scope) wait(reason, message string) {
-	s.waits = true
 	if s.build.Status.Phase == v1alpha1.PhaseQueued && s.build.Status.Reason == reason {
 		return
 	}

@@ -50,6 +50,7 @@ type ZuulBuildReconciler struct {
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 	podDelays   []time.Duration // nil: defaultPodDelays, likewise
 	gatherFor   time.Duration   // 0: the constant, likewise
+	explainWait time.Duration   // 0: the constant, likewise
 }
 
 // indexJobName finds the ZuulJob that goes by a Gearman name.
