@@ -126,9 +126,12 @@ func (s *scope) condition(kind string, status metav1.ConditionStatus, reason, me
 }
 
 // writeStatus writes what this round changed, and nothing where it changed nothing: one merge patch without a resource version, since nobody else
-// writes these fields. The description is the bridge's: a patch of what changed leaves it alone. That a verdict is given once the API server sees to itself, so a round that started from an old view is refused here.
+// writes these fields. The description is the bridge's: a patch of what changed leaves it alone. That a verdict is given once the API server sees to
+// itself, so a round that started from an old view is refused here. A round that started from a view this process has written over since does not write:
+// the next one, which the cache will ask for once it shows what was written, does, if there is anything left to say.
 func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.ZuulBuild, s *scope) error {
-	if equality.Semantic.DeepEqual(before.Status, s.build.Status) {
+	key := client.ObjectKeyFromObject(before)
+	if version, _ := r.writtenOver.Load(key); version == before.ResourceVersion || equality.Semantic.DeepEqual(before.Status, s.build.Status) {
 		return nil
 	}
 	s.build.Status.URL = r.BuildURL(s.build)
@@ -149,6 +152,9 @@ func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.
 		return r.explainRefusal(ctx, s.build, err)
 	case err != nil:
 		return client.IgnoreNotFound(err)
+	}
+	if after.ResourceVersion != before.ResourceVersion {
+		r.writtenOver.Store(key, before.ResourceVersion)
 	}
 	r.Metrics.written(before, s.build, s.job, s.pod)
 	if completes {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -46,6 +47,7 @@ type ZuulBuildReconciler struct {
 	Metrics  *Metrics // nil for none
 
 	pods        podMemory
+	writtenOver sync.Map // by NamespacedName of a build: the resource version its status was last written from
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 	podDelays   []time.Duration // nil: defaultPodDelays, likewise

@@ -103,6 +103,32 @@ func TestDescriptionSurvivesTheVerdict(t *testing.T) {
 	}
 }
 
+// TestNothingIsWrittenFromAnOldView: a round that began before the cache showed what the round before it wrote leaves the status alone.
+func TestNothingIsWrittenFromAnOldView(t *testing.T) {
+	h := newHarness(t)
+	h.request("b", "job", numbered(1))
+	reconciler := &ZuulBuildReconciler{Client: h.api, Live: h.api, BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
+	write := func(view *v1alpha1.ZuulBuild, message string) {
+		t.Helper()
+		s := &scope{build: view.DeepCopy(), now: time.Now()}
+		s.build.Status.Phase, s.build.Status.Message = v1alpha1.PhaseStarting, message
+		if err := reconciler.writeStatus(t.Context(), view, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := h.build("b")
+	write(first, "first")
+	write(first, "again")
+	second := h.build("b")
+	if second.Status.Message != "first" {
+		t.Errorf("the old view wrote %q", second.Status.Message)
+	}
+	write(second, "second")
+	if message := h.build("b").Status.Message; message != "second" {
+		t.Errorf("the new view's message is not there, but %q", message)
+	}
+}
+
 // TestWritesOfAnUndisturbedBuild: beside the creation of the build, five writes see it through.
 func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 	h := newHarness(t)
