@@ -62,11 +62,20 @@ func eventually(t *testing.T, ask func() error) {
 	}
 }
 
-// awaitServed waits until the API server serves our kinds from its cache. A definition that is deleted earlier stays for minutes: the API server cannot
-// list what there is of the kind, writes that down in the status, and a changed definition has it begin with the cache once more.
+// awaitServed waits until the API server serves the kinds of those of our definitions that it has from its cache. A definition that is deleted earlier
+// stays for minutes: the API server cannot list what there is of the kind, writes that down in the status, and a changed definition has it begin with
+// the cache once more. It begins with it when the kind is asked for first.
 func awaitServed(t *testing.T, c client.Client) {
 	t.Helper()
-	for _, list := range []client.ObjectList{&v1alpha1.ZuulBuildList{}, &v1alpha1.ZuulJobList{}, &v1alpha1.ZuulNodeClassList{}} {
+	for _, name := range definitionNames {
+		definition := &apiextensionsv1.CustomResourceDefinition{}
+		if err := c.Get(t.Context(), client.ObjectKey{Name: name}, definition); apierrors.IsNotFound(err) {
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		list := &unstructured.UnstructuredList{}
+		list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(definition.Spec.Names.ListKind))
 		eventually(t, func() error { return c.List(t.Context(), list) })
 	}
 }
@@ -74,16 +83,17 @@ func awaitServed(t *testing.T, c client.Client) {
 // withoutDefinitions takes our definitions out of the API server.
 func withoutDefinitions(t *testing.T, c client.Client) {
 	t.Helper()
+	awaitServed(t, c)
 	for _, name := range definitionNames {
 		definition := &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if err := c.Delete(t.Context(), definition); client.IgnoreNotFound(err) != nil {
 			t.Fatal(err)
 		}
 		eventually(t, func() error {
-			if err := c.Get(t.Context(), client.ObjectKeyFromObject(definition), definition); !apierrors.IsNotFound(err) {
-				return fmt.Errorf("definition %s is still there: %w", name, err)
+			if err := c.Get(t.Context(), client.ObjectKeyFromObject(definition), definition); err != nil {
+				return client.IgnoreNotFound(err)
 			}
-			return nil
+			return fmt.Errorf("definition %s is still there: %s", name, describeDefinitions(t.Context(), c))
 		})
 	}
 }
@@ -180,6 +190,7 @@ func TestTemplateApply(t *testing.T) {
 	if output, err := kubectl(t, []byte(text), "--kubeconfig", access, "apply", "--filename", "-"); err != nil {
 		t.Fatal(output, err)
 	}
+	awaitServed(t, c)
 	for _, object := range objects(t, text) {
 		if object.GetKind() == "Namespace" { // which nobody here would empty
 			continue
