@@ -62,21 +62,24 @@ func eventually(t *testing.T, ask func() error) {
 	}
 }
 
-// awaitServed waits until the API server serves the kinds of those of our definitions that it has from its cache. A definition that is deleted earlier
+// awaitServed waits until the API server serves the kinds of those of our definitions that it has, and is to keep, from its cache. A definition that is deleted earlier
 // stays for minutes: the API server cannot list what there is of the kind, writes that down in the status, and a changed definition has it begin with
 // the cache once more. It begins with it when the kind is asked for first.
 func awaitServed(t *testing.T, c client.Client) {
 	t.Helper()
 	for _, name := range definitionNames {
-		definition := &apiextensionsv1.CustomResourceDefinition{}
-		if err := c.Get(t.Context(), client.ObjectKey{Name: name}, definition); apierrors.IsNotFound(err) {
-			continue
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		list := &unstructured.UnstructuredList{}
-		list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(definition.Spec.Names.ListKind))
-		eventually(t, func() error { return c.List(t.Context(), list) })
+		eventually(t, func() error {
+			definition := &apiextensionsv1.CustomResourceDefinition{}
+			if err := c.Get(t.Context(), client.ObjectKey{Name: name}, definition); err != nil || definition.DeletionTimestamp != nil {
+				return client.IgnoreNotFound(err)
+			}
+			list := &unstructured.UnstructuredList{}
+			list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(definition.Spec.Names.ListKind))
+			if err := c.List(t.Context(), list); err != nil {
+				return fmt.Errorf("%w: %s", err, describeDefinitions(t.Context(), c))
+			}
+			return nil
+		})
 	}
 }
 
