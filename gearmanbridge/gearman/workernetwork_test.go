@@ -160,7 +160,7 @@ func TestServerRestart(t *testing.T) {
 			begun := time.Now()
 			_ = next(t, "loss", worker.lost)
 			next(t, "second connection", worker.connected)
-			if took := time.Since(begun); took > 2*time.Second {
+			if took := time.Since(begun); took > 5*time.Second { // two at most, on a machine that does nothing else
 				t.Errorf("registered again after %v", took)
 			}
 			if _, err := task.Wait(testContext(t)); !errors.Is(err, gearman.ErrConnectionLost) {
