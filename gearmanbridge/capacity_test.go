@@ -145,6 +145,31 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+// TestLimitsComeAndGo: a function that goes to another connection with what limits it always has a worker. To Zuul it would be NOT_REGISTERED.
+func TestLimitsComeAndGo(t *testing.T) {
+	onEveryMode(t, func(t *testing.T, address string) {
+		f := startBridge(t, address, nil)
+		job := f.job("unit")
+		awaitWorkers(t, address, "build:unit", 1)
+		admin, err := gearman.DialAdmin(testContext(t), address, nil)
+		must(t, err)
+		defer func() { _ = admin.Close() }()
+		for change := range 10 {
+			f.limit(job, int32(change+1)%2)
+			for begun := time.Now(); time.Since(begun) < 200*time.Millisecond; {
+				functions, err := admin.Status(testContext(t))
+				must(t, err)
+				for _, status := range functions {
+					if status.Name == "build:unit" && status.Workers == 0 {
+						t.Fatalf("no worker %v after change %d", time.Since(begun), change)
+					}
+				}
+			}
+		}
+		awaitWorkers(t, address, "build:unit", 1) // the others have gone
+	})
+}
+
 // limitedJob creates a ZuulJob with a limit.
 func (f *fixture) limitedJob(name string, maxBuilds int32) *v1alpha1.ZuulJob {
 	f.t.Helper()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -24,7 +25,8 @@ type pool struct {
 //
 // A function whose limits change goes to another pool. gearmand would requeue its running jobs if the old connection unregistered it (protocol
 // section 0, finding 6), and a connection that kept it would grab past the new limit or be held up by it. So that connection retires: it drains, which
-// leaves its jobs and its functions as they are, and closes after the last of them. What else it offered goes to a new one.
+// leaves its jobs and its functions as they are, and closes after the last of them, but never before those that offer its functions now: to Zuul a
+// function without a worker is NOT_REGISTERED, which is final.
 type pools struct {
 	create func(capacity.Scope) *pool
 
@@ -130,6 +132,7 @@ func (p *pools) work(ctx context.Context, working *pool) error {
 				return
 			}
 		}
+		p.awaitSuccessors(ctx, working)
 	}()
 	err := working.worker.Run(ctx)
 	cancel()
@@ -140,8 +143,31 @@ func (p *pools) work(ctx context.Context, working *pool) error {
 	return err
 }
 
-// connected tells whether there are pools, each with its connection.
-func (p *pools) connected() bool {
+const (
+	// overlap is how long a retired pool and its successors offer its functions together. The server reads what a connection wrote when it comes to it,
+	// and does not tell.
+	overlap = 2 * time.Second
+	// overlapCheck is how often the successors are looked at meanwhile.
+	overlapCheck = 100 * time.Millisecond
+)
+
+// awaitSuccessors returns when the active pools have been connected for the overlap, or a retired one has itself no connection to keep.
+func (p *pools) awaitSuccessors(ctx context.Context, retired *pool) {
+	ticker := time.NewTicker(overlapCheck)
+	defer ticker.Stop()
+	for left := overlap; left > 0 && retired.connected.Load(); {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		if left -= overlapCheck; !p.allConnected() {
+			left = overlap
+		}
+	}
+}
+
+func (p *pools) allConnected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, active := range p.active {
@@ -149,7 +175,15 @@ func (p *pools) connected() bool {
 			return false
 		}
 	}
-	return p.planned != nil
+	return true
+}
+
+// connected tells whether there are pools, each with its connection.
+func (p *pools) connected() bool {
+	p.mu.Lock()
+	planned := p.planned != nil
+	p.mu.Unlock()
+	return planned && p.allConnected()
 }
 
 // drain has no pool grab any more, and returns those whose jobs run on.
