@@ -154,7 +154,7 @@ func TestLimitsComeAndGo(t *testing.T) {
 		admin, err := gearman.DialAdmin(testContext(t), address, nil)
 		must(t, err)
 		defer func() { _ = admin.Close() }()
-		for change := range 10 {
+		for change := range 4 {
 			f.limit(job, int32(change+1)%2)
 			for begun := time.Now(); time.Since(begun) < 200*time.Millisecond; {
 				functions, err := admin.Status(testContext(t))
