@@ -22,7 +22,7 @@ const (
 	eventCordonFailed = "NodeNotCordoned"
 )
 
-// +kubebuilder:rbac:groups="",resources=nodes,verbs=patch
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;patch
 
 // cordon takes the node of a build that ends now out of use, where the build and its node class ask for it. It comes before the verdict is written,
 // so that an interrupted round is repeated; that this build has done it is remembered on the Node in the same write, so that the repetition leaves a
@@ -36,17 +36,19 @@ func (r *ZuulBuildReconciler) cordon(ctx context.Context, build *v1alpha1.ZuulBu
 		return err
 	}
 	node := &corev1.Node{}
-	if err := r.Live.Get(ctx, types.NamespacedName{Name: build.Status.NodeName}, node); err != nil {
-		return client.IgnoreNotFound(err)
+	err = r.Live.Get(ctx, types.NamespacedName{Name: build.Status.NodeName}, node)
+	if err == nil {
+		by := fmt.Sprintf("%s/%s/%s", build.Namespace, build.Name, build.UID)
+		if node.Spec.Unschedulable || node.Annotations[v1alpha1.AnnotationCordonedBy] == by {
+			return nil
+		}
+		patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}},"spec":{"unschedulable":true}}`, v1alpha1.AnnotationCordonedBy, by)
+		err = r.Patch(ctx, node, client.RawPatch(types.MergePatchType, []byte(patch)))
 	}
-	by := fmt.Sprintf("%s/%s/%s", build.Namespace, build.Name, build.UID)
-	if node.Spec.Unschedulable || node.Annotations[v1alpha1.AnnotationCordonedBy] == by {
-		return nil
-	}
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}},"spec":{"unschedulable":true}}`, v1alpha1.AnnotationCordonedBy, by)
-	switch err := r.Patch(ctx, node, client.RawPatch(types.MergePatchType, []byte(patch))); {
+	switch {
 	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err): // which no repetition would cure: the verdict must not wait for it
-		r.Recorder.Eventf(build, nil, corev1.EventTypeWarning, eventCordonFailed, "Cordon", "Node %s should be cordoned and is not: %v", node.Name, err)
+		r.Recorder.Eventf(build, nil, corev1.EventTypeWarning, eventCordonFailed, "Cordon", "Node %s should be cordoned and is not: %v",
+			build.Status.NodeName, err)
 		return nil
 	case err != nil:
 		return client.IgnoreNotFound(err)

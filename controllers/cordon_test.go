@@ -186,28 +186,31 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 		"for now":     {apierrors.NewServiceUnavailable("busy"), "", true},
 	}
 	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			api, err := client.NewWithWatch(apiserver.Config(t), client.Options{Scheme: testScheme(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			r := h.reconciler(interceptor.NewClient(api, interceptor.Funcs{
-				Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
-					return c.answer
-				},
-			}))
-			if err := r.cordon(t.Context(), build); (err != nil) != c.again {
-				t.Errorf("error %v", err)
-			}
-			said := ""
-			select {
-			case said = <-r.Recorder.(*events.FakeRecorder).Events:
-			default:
-			}
-			if c.event == "" && said != "" || !strings.Contains(said, c.event) {
-				t.Errorf("event %q", said)
-			}
-		})
+		for request, answers := range map[string]interceptor.Funcs{
+			"read": {Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error { return c.answer }},
+			"written": {Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
+				return c.answer
+			}},
+		} {
+			t.Run(name+" when the node is "+request, func(t *testing.T) {
+				api, err := client.NewWithWatch(apiserver.Config(t), client.Options{Scheme: testScheme(t)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := h.reconciler(interceptor.NewClient(api, answers))
+				if err := r.cordon(t.Context(), build); (err != nil) != c.again {
+					t.Errorf("error %v", err)
+				}
+				said := ""
+				select {
+				case said = <-r.Recorder.(*events.FakeRecorder).Events:
+				default:
+				}
+				if c.event == "" && said != "" || !strings.Contains(said, c.event) || c.event != "" && !strings.Contains(said, machine) {
+					t.Errorf("event %q", said)
+				}
+			})
+		}
 	}
 	build.Status.NodeName = "no-such-node"
 	if err := h.reconciler(h.api).cordon(t.Context(), build); err != nil {

@@ -92,14 +92,15 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds/status,verbs=patch
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds/finalizers,verbs=update
-// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuuljobs;zuulnodeclasses,verbs=get;list;watch
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuuljobs,verbs=get;list;watch
+// +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulnodeclasses,verbs=list;watch
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuuljobs/status,verbs=patch
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create;delete;patch
-// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=list;watch
 // +kubebuilder:rbac:groups="",resources=pods/log,verbs=get
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete,namespace=zuulbuild-system
-// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch,namespace=zuulbuild-system
+// +kubebuilder:rbac:groups="",resources=events,verbs=create,namespace=zuulbuild-system
 // Who asks for metrics, and whether they may, with --metrics-secure:
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create

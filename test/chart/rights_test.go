@@ -99,7 +99,7 @@ func TestRightsAreThoseTheCodeAsksFor(t *testing.T) {
 		"in two namespaces":          {[]string{"--values", valuesFiles["everything"]}, with(needed(t, "check", "gate"), nodeEvents...)},
 		"with metrics in plain HTTP": {[]string{"--set", "metrics.secure=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
 		"without metrics":            {[]string{"--set", "metrics.enabled=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
-		"without cordoning":          {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: patch nodes")},
+		"without cordoning":          {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: get nodes", "*: patch nodes")},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -6,10 +6,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -20,12 +23,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
+	"zuulbuild.dev/zuulbuild/hack/programs"
 	"zuulbuild.dev/zuulbuild/test/e2e/auditlog"
 )
 
@@ -93,7 +98,8 @@ func TestGearmanTool(t *testing.T) {
 	}
 }
 
-// TestLongParameters: a kubelet and Linux take what docs/parameters.md promises: half a MiB of environment, and a file beside it.
+// TestLongParameters: a kubelet and Linux take what docs/parameters.md promises: half a MiB of environment, and a file beside it. What an earlier build of
+// the name left is cleared away.
 func TestLongParameters(t *testing.T) {
 	address := gearmantest.StartGearmand(t)
 	startOperator(t, address)
@@ -104,7 +110,12 @@ func TestLongParameters(t *testing.T) {
 		parameters["P"+strconv.Itoa(i)] = value
 		together += value
 	}
-	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "parameters", Parameters: parameters}))
+	unique := zuulclient.NewUUID()
+	left := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: unique, Labels: map[string]string{v1alpha1.LabelBuild: unique}}}
+	if err := kubernetes.Create(t.Context(), left); err != nil {
+		t.Fatal(err)
+	}
+	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "parameters", UUID: unique, Parameters: parameters}))
 	expectResult(t, state, "SUCCESS")
 	want := fmt.Sprintf("%x  -\n%x  -\n", sha256.Sum256([]byte(long)), sha256.Sum256([]byte(together)))
 	if diff := cmp.Diff(want, kubectl(t, "logs", state.UUID)); diff != "" {
@@ -125,6 +136,30 @@ func TestFailureIsAResult(t *testing.T) {
 	if build.Status.Reason != "ExitCode" || !strings.Contains(build.Status.Message, "exit code 3") {
 		t.Errorf("reason %q, message %q: the exit code is not told", build.Status.Reason, build.Status.Message)
 	}
+}
+
+// TestBuildPage: the log of a build, byte for byte.
+func TestBuildPage(t *testing.T) {
+	address := gearmantest.StartGearmand(t)
+	pages, err := programs.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	startOperator(t, address, "--pages-address", pages)
+	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "environment"}))
+	expectResult(t, state, "SUCCESS")
+	status, log := get(t, "http://"+pages+"/builds/"+state.UUID+"/log.txt", "")
+	if want := kubectl(t, "logs", state.UUID); status != http.StatusOK || log != want {
+		t.Errorf("the page is answered with %d and %q, want the log %q", status, log, want)
+	}
+}
+
+// TestLists: an API server that does not begin a watch with all there is, as older ones do not, is asked for lists, to which the operator needs a right.
+func TestLists(t *testing.T) {
+	t.Setenv("KUBE_FEATURE_WatchListClient", "false")
+	address := gearmantest.StartGearmand(t)
+	startOperator(t, address)
+	expectResult(t, wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "pass", Node: "bookworm"})), "SUCCESS")
 }
 
 func TestNodeClass(t *testing.T) {
@@ -240,7 +275,7 @@ func auditedWrites(t *testing.T, name string) (writes []string, lastOfKubelet ti
 			continue
 		}
 		ended := len(writes) > 0 && strings.HasPrefix(writes[len(writes)-1], "delete")
-		if strings.HasPrefix(entry.User.Username, "system:") {
+		if entry.User.Username != operatorUser {
 			if entry.ObjectRef.Subresource == "status" && !ended {
 				lastOfKubelet = entry.StageTimestamp
 			}
@@ -350,6 +385,30 @@ func kubectl(t *testing.T, arguments ...string) string {
 		t.Fatalf("kubectl %v: %v\n%s", arguments, err, output)
 	}
 	return string(output)
+}
+
+// get asks for a page as the owner of a token does, or as nobody. Nobody is there to vouch for the certificate.
+func get(t *testing.T, url, token string) (status int, body string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport, Timeout: enough}).Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(content)
 }
 
 func hasKey(m map[string]string, key string) bool {

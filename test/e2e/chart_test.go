@@ -3,11 +3,9 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +21,7 @@ import (
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 	"zuulbuild.dev/zuulbuild/hack/localcluster"
+	"zuulbuild.dev/zuulbuild/test/e2e/auditlog"
 )
 
 const (
@@ -31,21 +30,51 @@ const (
 )
 
 // TestChart installs the chart with the image that is built here, under the restricted level of Pod Security and with no rights but the chart's:
-// `helm test` sends a build through Gearman, and an upgrade while a build runs loses nothing.
+// `helm test` sends a build through Gearman, an upgrade while a build runs loses nothing, metrics are told to those who may get them, and a build may have
+// its node cordoned.
 func TestChart(t *testing.T) {
+	begun := time.Now()
 	tag := buildImage(t)
 	helm := installer(t)
-	helm("install", "--wait", "--timeout=3m", "--set=crds.install=false", "--set=gearman.embedded.enabled=true", "--set=image.tag="+tag, "--set-json",
-		`jobs={"slow":{"spec":{"image":"zuulbuild.test/busybox:1","script":"sleep 10"}}}`)
+	reader := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: operatorNamespace, Name: "default"}}
+	helm("install", "--wait", "--timeout=3m", "--set=crds.install=false", "--set=gearman.embedded.enabled=true", "--set=image.tag="+tag,
+		"--set-json", `jobs={"slow":{"spec":{"image":"zuulbuild.test/busybox:1","script":"sleep 10"}}}`,
+		"--set-json", `nodeClasses={"trusty":{"cordonWhenComplete":true}}`,
+		"--set-json", fmt.Sprintf(`metrics.readers=[{"name":%q,"namespace":%q}]`, reader.Name, reader.Namespace))
 	helm("test", "--logs", "--timeout=2m")
 
-	build := submit(t, dial(t, gearmanPod(t)+":4730", zuulclient.Zuul2), zuulclient.Request{Job: "slow"})
+	zuul := dial(t, podOf(t, "gearman")+":4730", zuulclient.Zuul2)
+	build := submit(t, zuul, zuulclient.Request{Job: "slow"})
 	await(t, build, "run", running)
 	helm("upgrade", "--reuse-values", "--wait", "--timeout=3m", "--set=maxBuilds=50")
 	expectResult(t, wait(t, build), "SUCCESS")
 
-	if refused := refusals(t); len(refused) > 0 {
-		t.Errorf("the operator was refused what it asked for:\n%s", strings.Join(refused, "\n"))
+	token, err := tokenOf(t.Context(), reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token, want := range map[string]int{token: http.StatusOK, "": http.StatusUnauthorized} {
+		if status, body := get(t, "https://"+podOf(t, "operator")+":9090/metrics", token); status != want || strings.Contains(body, "zuulbuild_") != (want == http.StatusOK) {
+			t.Errorf("metrics are answered with %d, want %d:\n%.200s", status, want, body)
+		}
+	}
+
+	t.Cleanup(func() { kubectl(t, "uncordon", secondNode) })
+	build = submit(t, zuul, zuulclient.Request{Job: "slow", Node: "trusty", Parameters: map[string]any{"OFFLINE_NODE_WHEN_COMPLETE": "1"}})
+	expectResult(t, wait(t, build), "SUCCESS")
+	if unschedulable := kubectl(t, "get", "node", secondNode, "-o", "jsonpath={.spec.unschedulable}"); unschedulable != "true" {
+		t.Errorf("%s was not cordoned", secondNode)
+	}
+	eventually(t, "an event of the node tells of it", func() bool {
+		return kubectl(t, "get", "events", "--namespace", metav1.NamespaceDefault, "--field-selector", "reason=NodeCordoned", "-o", "name") != ""
+	})
+
+	use, err := auditlog.ReadUse(cluster.AuditLog(), chartUser, begun)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, refused := range use.Refused {
+		t.Errorf("the chart gives the operator no right to %s", refused)
 	}
 }
 
@@ -114,46 +143,19 @@ func installer(t *testing.T) func(verb string, arguments ...string) {
 	}
 }
 
-// gearmanPod is the address of the embedded Gearman server, which this machine reaches as it does every Pod.
-func gearmanPod(t *testing.T) string {
+// podOf is the address of a Pod of the release, which this machine reaches as it does every Pod: of the embedded Gearman server, or of a replica of the
+// operator that is not about to end.
+func podOf(t *testing.T, component string) string {
 	t.Helper()
 	pods := &corev1.PodList{}
-	if err := kubernetes.List(t.Context(), pods, client.InNamespace(operatorNamespace), client.MatchingLabels{"app.kubernetes.io/component": "gearman"}); err != nil {
+	if err := kubernetes.List(t.Context(), pods, client.InNamespace(operatorNamespace), client.MatchingLabels{"app.kubernetes.io/component": component}); err != nil {
 		t.Fatal(err)
 	}
-	if len(pods.Items) != 1 || pods.Items[0].Status.PodIP == "" {
-		t.Fatalf("%d Gearman servers run, not one", len(pods.Items))
-	}
-	return pods.Items[0].Status.PodIP
-}
-
-// refusals are the requests of the chart's service account that the API server forbade.
-func refusals(t *testing.T) []string {
-	t.Helper()
-	log, err := os.Open(cluster.AuditLog())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	var refused []string
-	for reader := bufio.NewReader(log); ; {
-		line, err := reader.ReadBytes('\n')
-		if err == io.EOF {
-			return refused
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		event := struct {
-			RequestURI, Verb string
-			User             struct{ Username string }
-			ResponseStatus   struct{ Code int }
-		}{}
-		if err := json.Unmarshal(line, &event); err != nil {
-			t.Fatal(err)
-		}
-		if event.User.Username == "system:serviceaccount:"+operatorNamespace+":zuulbuild" && event.ResponseStatus.Code == 403 {
-			refused = append(refused, event.Verb+" "+event.RequestURI)
+	for i := range pods.Items {
+		if pod := &pods.Items[i]; pod.DeletionTimestamp == nil && pod.Status.PodIP != "" {
+			return pod.Status.PodIP
 		}
 	}
+	t.Fatalf("none of %d Pods of the component %s runs", len(pods.Items), component)
+	return ""
 }

@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,11 +34,12 @@ const (
 	programVariable = "ZUULBUILD_PROGRAM"
 )
 
-// What all tests share: the cluster, a client of it and the program under test.
+// What all tests share: the cluster, a client of it with all rights, the program under test, and the kubeconfig that this has (see operatorUser).
 var (
-	cluster    *localcluster.Cluster
-	kubernetes client.Client
-	program    string
+	cluster            *localcluster.Cluster
+	kubernetes         client.Client
+	program            string
+	operatorKubeconfig string
 )
 
 // sideBySide is how many tests run at once: containers that start need a core, and then they mostly wait.
@@ -61,13 +63,13 @@ func TestMain(m *testing.M) {
 // runWithCluster starts a cluster of the tests' own, or uses the one ZUULBUILD_E2E_CLUSTER names, which has been started with an audit log, and for
 // TestScale with simulated nodes.
 func runWithCluster(m *testing.M) (code int, err error) {
-	ctx := context.Background()
+	ctx, begun := context.Background(), time.Now()
+	folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(folder)
 	if program = os.Getenv(programVariable); program == "" {
-		folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
-		if err != nil {
-			return 0, err
-		}
-		defer os.RemoveAll(folder)
 		program = filepath.Join(folder, "zuulbuild")
 		if output, err := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", program, "zuulbuild.dev/zuulbuild").CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build the program: %w\n%s", err, output)
@@ -76,29 +78,32 @@ func runWithCluster(m *testing.M) (code int, err error) {
 	if name := os.Getenv("ZUULBUILD_E2E_CLUSTER"); name != "" {
 		cluster, err = localcluster.Open(name)
 	} else {
-		options := localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, Log: os.Stdout}
+		options := localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, ExtraArgs: apiServerArguments, Log: os.Stdout}
 		if os.Getenv(scaleVariable) != "" {
 			options.KwokNodes = 2
 		}
 		cluster, err = localcluster.Up(ctx, options)
 		if err == nil {
 			defer func() {
-				if downErr := cluster.Down(ctx); downErr != nil {
-					err = downErr
-				}
+				err = errors.Join(err, cluster.Down(ctx))
 			}()
 		}
 	}
 	if err != nil {
 		return 0, err
 	}
+	operatorKubeconfig = filepath.Join(folder, "operator.kubeconfig")
 	if err := prepare(ctx); err != nil {
 		return 0, err
 	}
-	return m.Run(), nil
+	if err := prepareOperatorUser(ctx, operatorKubeconfig); err != nil {
+		return 0, err
+	}
+	code = m.Run()
+	return code, checkRights(begun, code == 0 && !filtered())
 }
 
-// prepare puts our definitions, the namespace and the jobs into the cluster.
+// prepare puts our definitions, the rights of the operator, the namespace and the jobs into the cluster.
 func prepare(ctx context.Context) error {
 	run := func(arguments ...string) error {
 		command := exec.CommandContext(ctx, cluster.Kubectl(), append([]string{"--kubeconfig", cluster.Kubeconfig()}, arguments...)...)
@@ -107,8 +112,10 @@ func prepare(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := run("apply", "-k", "../../config/crd"); err != nil {
-		return err
+	for _, folder := range []string{"../../config/crd", "./rights"} {
+		if err := run("apply", "-k", folder); err != nil {
+			return err
+		}
 	}
 	// kubectl wait fails at once on a definition so new that it has no conditions, and so is asked again.
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
@@ -182,6 +189,6 @@ func startOperator(t *testing.T, gearman string, flags ...string) *programs.Prog
 }
 
 func operatorArguments(gearman string, flags ...string) []string {
-	return append([]string{"operator", "--kubeconfig", cluster.Kubeconfig(), "--gearman-server", gearman, "--pages-address", "127.0.0.1:0",
+	return append([]string{"operator", "--kubeconfig", operatorKubeconfig, "--gearman-server", gearman, "--pages-address", "127.0.0.1:0",
 		"--health-address", "0", "--leader-elect=false", "--grace-period", "5s"}, flags...)
 }

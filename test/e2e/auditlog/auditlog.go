@@ -1,5 +1,6 @@
-// Package auditlog finds out from the audit log of an API server (audit.k8s.io/v1, a JSON object a line) who changed what, and which Pods there were at
-// each moment. The policy must have the answers to changes of Pods and of the status of ZuulBuilds logged, as that of hack/localcluster has.
+// Package auditlog finds out from the audit log of an API server (audit.k8s.io/v1, a JSON object a line) who changed what, which Pods there were at each
+// moment, and which rights were used. The policy must have every request logged, and the answers to changes of Pods and of the status of ZuulBuilds, as
+// that of hack/localcluster has.
 package auditlog
 
 import (
@@ -55,23 +56,30 @@ func Read(path string) ([]Entry, error) {
 }
 
 func parse(log []byte) ([]Entry, error) {
-	var entries []Entry
+	return decode(log, func(entry *Entry) bool {
+		changes := slices.Contains([]string{"create", "update", "patch", "delete", "deletecollection"}, entry.Verb)
+		return changes && entry.Stage == "ResponseComplete"
+	})
+}
+
+// decode reads the lines of a log that are to be kept. A last line that is still being written is left out.
+func decode[T any](log []byte, keep func(*T) bool) ([]T, error) {
+	var kept []T
 	number := 0
 	for line := range bytes.Lines(log) {
 		number++
 		if !bytes.HasSuffix(line, []byte("\n")) {
 			break
 		}
-		entry := Entry{}
-		if err := json.Unmarshal(line, &entry); err != nil {
+		var decoded T
+		if err := json.Unmarshal(line, &decoded); err != nil {
 			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
-		changes := slices.Contains([]string{"create", "update", "patch", "delete", "deletecollection"}, entry.Verb)
-		if changes && entry.Stage == "ResponseComplete" {
-			entries = append(entries, entry)
+		if keep(&decoded) {
+			kept = append(kept, decoded)
 		}
 	}
-	return entries, nil
+	return kept, nil
 }
 
 // Write is a change that was made.
