@@ -198,6 +198,9 @@ func placePod(spec *corev1.PodSpec, node string, class *v1alpha1.ZuulNodeClass) 
 		}
 		spec.Tolerations = append(spec.Tolerations, class.Spec.Tolerations...)
 		spec.RuntimeClassName = cmp.Or(spec.RuntimeClassName, class.Spec.RuntimeClassName)
+		if class.Spec.UserNamespace {
+			spec.HostUsers = cmp.Or(spec.HostUsers, ptr.To(false))
+		}
 		spec.PriorityClassName = cmp.Or(spec.PriorityClassName, class.Spec.PriorityClassName)
 		main := v1alpha1.MainContainer(spec)
 		if class.Spec.Resources != nil && main != nil && main.Resources.Limits == nil && main.Resources.Requests == nil {

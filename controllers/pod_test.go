@@ -129,6 +129,7 @@ func TestNodeClassFillsIn(t *testing.T) {
 	class := &v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{
 		Tolerations:       []corev1.Toleration{{Key: "class"}},
 		RuntimeClassName:  ptr.To("gvisor"),
+		UserNamespace:     true,
 		PriorityClassName: "builds",
 		Resources:         ptr.To(limits("2Gi")),
 	}}
@@ -137,14 +138,15 @@ func TestNodeClassFillsIn(t *testing.T) {
 	if diff := cmp.Diff([]corev1.Container{{Name: "database"}, {Name: "build", Resources: limits("2Gi")}}, silent.Containers); diff != "" {
 		t.Errorf("containers (-want +got):\n%s", diff)
 	}
-	if *silent.RuntimeClassName != "gvisor" || silent.PriorityClassName != "builds" {
-		t.Errorf("runtimeClassName %s, priorityClassName %s", *silent.RuntimeClassName, silent.PriorityClassName)
+	if hostUsers := ptr.Deref(silent.HostUsers, true); *silent.RuntimeClassName != "gvisor" || hostUsers || silent.PriorityClassName != "builds" {
+		t.Errorf("runtimeClassName %s, hostUsers %t, priorityClassName %s", *silent.RuntimeClassName, hostUsers, silent.PriorityClassName)
 	}
 
 	explicit := corev1.PodSpec{
 		Containers:        []corev1.Container{{Name: "build", Resources: limits("1Gi")}},
 		Tolerations:       []corev1.Toleration{{Key: "mine"}},
 		RuntimeClassName:  ptr.To("kata"),
+		HostUsers:         ptr.To(true),
 		PriorityClassName: "urgent",
 	}
 	placePod(&explicit, "class", class)
@@ -152,6 +154,7 @@ func TestNodeClassFillsIn(t *testing.T) {
 		Containers:        []corev1.Container{{Name: "build", Resources: limits("1Gi")}},
 		Tolerations:       []corev1.Toleration{{Key: "mine"}, {Key: "class"}},
 		RuntimeClassName:  ptr.To("kata"),
+		HostUsers:         ptr.To(true),
 		PriorityClassName: "urgent",
 		NodeSelector:      map[string]string{"zuulbuild.dev/node": ""},
 	}

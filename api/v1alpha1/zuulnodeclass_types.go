@@ -30,6 +30,13 @@ type ZuulNodeClassSpec struct {
 	// +optional
 	RuntimeClassName *string `json:"runtimeClassName,omitempty"`
 
+	// userNamespace gives each Pod a user namespace of its own (hostUsers: false), where the job's template says nothing of hostUsers: who breaks out of a
+	// container, even as root, is nobody on the node. The nodes must be able to: Linux 6.3, containerd 2.0 with runc 1.2, or CRI-O 1.25 with crun 1.9, and
+	// what comes after these. On others such a Pod does not start, and the build ends StartTimeout. A template that uses hostNetwork, hostPID or hostIPC has
+	// to say hostUsers: true. Default false.
+	// +optional
+	UserNamespace bool `json:"userNamespace,omitempty"`
+
 	// priorityClassName of the Pods, where the job names none.
 	// +optional
 	PriorityClassName string `json:"priorityClassName,omitempty"`
