@@ -41,13 +41,13 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	var template *corev1.PodTemplateSpec
 	if job.Spec.Template != nil {
 		template = job.Spec.Template.DeepCopy()
-		addWorkspace(&template.Spec)
+		addWorkspace(&template.Spec, class)
 	} else {
 		command, err := scriptCommand(job.Spec.Script)
 		if err != nil {
 			return nil, nil, err
 		}
-		template = scriptTemplate(job, command)
+		template = scriptTemplate(job, class, command)
 		own = append(own, corev1.EnvVar{Name: "HOME", Value: homePath})
 	}
 	parameters, err := deliverParameters(build.Spec.Parameters, own, len(template.Spec.InitContainers)+len(template.Spec.Containers))
@@ -118,7 +118,7 @@ func ownedMeta(build *v1alpha1.ZuulBuild) metav1.ObjectMeta {
 }
 
 // scriptTemplate is the Pod of a job that is an image and a script: a workspace and a home of its own, both writable by the script's user.
-func scriptTemplate(job *v1alpha1.ZuulJob, command []string) *corev1.PodTemplateSpec {
+func scriptTemplate(job *v1alpha1.ZuulJob, class *v1alpha1.ZuulNodeClass, command []string) *corev1.PodTemplateSpec {
 	container := corev1.Container{
 		Name:       v1alpha1.MainContainerName,
 		Image:      job.Spec.Image,
@@ -136,21 +136,30 @@ func scriptTemplate(job *v1alpha1.ZuulJob, command []string) *corev1.PodTemplate
 		Containers:      []corev1.Container{container},
 		SecurityContext: &corev1.PodSecurityContext{RunAsUser: ptr.To[int64](scriptUser), RunAsGroup: ptr.To[int64](scriptUser), FSGroup: ptr.To[int64](scriptUser)},
 		Volumes: []corev1.Volume{
-			{Name: "workspace", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
-			{Name: "home", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+			{Name: "workspace", VolumeSource: emptyDirectory(class)},
+			{Name: "home", VolumeSource: emptyDirectory(class)},
 		},
 	}}
 }
 
+// emptyDirectory is a volume of the operator's own making, as large as the class allows.
+func emptyDirectory(class *v1alpha1.ZuulNodeClass) corev1.VolumeSource {
+	directory := &corev1.EmptyDirVolumeSource{}
+	if class != nil && class.Spec.WorkspaceSizeLimit != nil {
+		directory.SizeLimit = ptr.To(class.Spec.WorkspaceSizeLimit.DeepCopy())
+	}
+	return corev1.VolumeSource{EmptyDir: directory}
+}
+
 // addWorkspace gives a template that mounts nothing at WORKSPACE an empty directory there, one for all its containers: scripts that were written for
 // Jenkins begin with `cd "$WORKSPACE"`.
-func addWorkspace(spec *corev1.PodSpec) {
+func addWorkspace(spec *corev1.PodSpec, class *v1alpha1.ZuulNodeClass) {
 	for container := range allContainers(spec) {
 		if slices.ContainsFunc(container.VolumeMounts, func(mount corev1.VolumeMount) bool { return path.Clean(mount.MountPath) == workspacePath }) {
 			return
 		}
 	}
-	mountEverywhere(spec, corev1.VolumeMount{Name: workspaceVolume, MountPath: workspacePath}, corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}})
+	mountEverywhere(spec, corev1.VolumeMount{Name: workspaceVolume, MountPath: workspacePath}, emptyDirectory(class))
 }
 
 // mountEverywhere adds a volume and mounts it in every container.

@@ -280,6 +280,35 @@ func TestTemplateWorkspace(t *testing.T) {
 	}
 }
 
+func TestWorkspaceSizeLimit(t *testing.T) {
+	limit := resource.MustParse("20Gi")
+	own := corev1.Volume{Name: "home", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+	cases := map[string]struct {
+		job   *v1alpha1.ZuulJob
+		class *v1alpha1.ZuulNodeClass
+		want  map[string]*resource.Quantity
+	}{
+		"a script, no class": {scriptJob(), nil, map[string]*resource.Quantity{"workspace": nil, "home": nil}},
+		"a class that says nothing": {scriptJob(), &v1alpha1.ZuulNodeClass{}, map[string]*resource.Quantity{"workspace": nil, "home": nil}},
+		"a script": {scriptJob(), &v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{WorkspaceSizeLimit: &limit}},
+			map[string]*resource.Quantity{"workspace": &limit, "home": &limit}},
+		"a template, and its own volume": {templateJob(corev1.PodSpec{Containers: []corev1.Container{{Name: "build"}}, Volumes: []corev1.Volume{own}}),
+			&v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{WorkspaceSizeLimit: &limit}},
+			map[string]*resource.Quantity{"zuulbuild-workspace": &limit, "home": nil}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := map[string]*resource.Quantity{}
+			for _, volume := range mustBuildPod(t, newBuild(), c.job, c.class).Spec.Volumes {
+				got[volume.Name] = volume.EmptyDir.SizeLimit
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestFilesArePutIntoThePod(t *testing.T) {
 	build := newBuild()
 	build.Spec.Parameters["LONG"] = strings.Repeat("x", maxEnvironmentString)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -44,6 +45,12 @@ type ZuulNodeClassSpec struct {
 	// resources of the main container, where the job gives none.
 	// +optional
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// workspaceSizeLimit is how much each of the empty directories may hold that builds have of the operator: /workspace, and the home of those that are a
+	// script. The kubelet ends a build that writes more within a minute or two, and it is StorageExceeded. Volumes of a template are its own matter.
+	// Default: no limit but the node's disk.
+	// +optional
+	WorkspaceSizeLimit *resource.Quantity `json:"workspaceSizeLimit,omitempty"`
 
 	// timeouts are the clocks of builds that ask for the class, where their job gives none.
 	// +optional
