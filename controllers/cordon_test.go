@@ -181,7 +181,7 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 		event  string
 		again  bool
 	}{
-		"not allowed": {apierrors.NewForbidden(nodes, machine, errors.New("no")), "should be cordoned and is not", false},
+		"not allowed": {apierrors.NewForbidden(nodes, machine, errors.New("no")), "Node " + machine + " should be cordoned and is not", false},
 		"gone":        {apierrors.NewNotFound(nodes, machine), "", false},
 		"for now":     {apierrors.NewServiceUnavailable("busy"), "", true},
 	}
@@ -198,6 +198,7 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := h.reconciler(interceptor.NewClient(api, answers))
+				r.Live = r.Client
 				if err := r.cordon(t.Context(), build); (err != nil) != c.again {
 					t.Errorf("error %v", err)
 				}
@@ -206,7 +207,7 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 				case said = <-r.Recorder.(*events.FakeRecorder).Events:
 				default:
 				}
-				if c.event == "" && said != "" || !strings.Contains(said, c.event) || c.event != "" && !strings.Contains(said, machine) {
+				if c.event == "" && said != "" || !strings.Contains(said, c.event) {
 					t.Errorf("event %q", said)
 				}
 			})
