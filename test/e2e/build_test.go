@@ -179,6 +179,38 @@ func TestNodeClass(t *testing.T) {
 	}
 }
 
+// TestUserNamespace: a build whose class asks for it has a user namespace of its own or, where nodes can give none, does not start.
+func TestUserNamespace(t *testing.T) {
+	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: "apart"}, Spec: v1alpha1.ZuulNodeClassSpec{
+		NodeSelector: map[string]string{v1alpha1.LabelNode: "bookworm"}, UserNamespace: true,
+	}}
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "mapped"}, Spec: script("cat /proc/self/uid_map")}
+	job.Spec.Timeouts = &v1alpha1.Timeouts{Pending: &metav1.Duration{Duration: 15 * time.Second}}
+	for _, object := range []client.Object{class, job} {
+		if err := kubernetes.Create(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := kubernetes.Delete(context.Background(), object); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	address := gearmantest.StartGearmand(t)
+	startOperator(t, address)
+	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: job.Name, Node: class.Name}))
+	status := getBuild(t, state.UUID).Status
+	if state.Outcome == zuulclient.Retry && status.Reason == "StartTimeout" {
+		t.Logf("nodes here give no user namespaces: %s", status.Message)
+		return
+	}
+	expectResult(t, state, "SUCCESS")
+	// The map has a line for each range: the first user in the container, the one on the node, and how many. On the node itself it is 0 0 4294967295.
+	if mapped := strings.Fields(kubectl(t, "logs", state.UUID)); len(mapped) != 3 || mapped[1] == "0" {
+		t.Errorf("the users of the container are users of the node: %v", mapped)
+	}
+}
+
 func TestStop(t *testing.T) {
 	for _, dialect := range []zuulclient.Dialect{zuulclient.Zuul2, zuulclient.Branch} {
 		t.Run(dialect.String(), func(t *testing.T) {
