@@ -187,7 +187,9 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 	}
 	for name, c := range cases {
 		for request, answers := range map[string]interceptor.Funcs{
-			"read": {Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error { return c.answer }},
+			"read": {Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+				return c.answer
+			}},
 			"written": {Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
 				return c.answer
 			}},

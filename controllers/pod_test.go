@@ -288,7 +288,7 @@ func TestWorkspaceSizeLimit(t *testing.T) {
 		class *v1alpha1.ZuulNodeClass
 		want  map[string]*resource.Quantity
 	}{
-		"a script, no class": {scriptJob(), nil, map[string]*resource.Quantity{"workspace": nil, "home": nil}},
+		"a script, no class":        {scriptJob(), nil, map[string]*resource.Quantity{"workspace": nil, "home": nil}},
 		"a class that says nothing": {scriptJob(), &v1alpha1.ZuulNodeClass{}, map[string]*resource.Quantity{"workspace": nil, "home": nil}},
 		"a script": {scriptJob(), &v1alpha1.ZuulNodeClass{Spec: v1alpha1.ZuulNodeClassSpec{WorkspaceSizeLimit: &limit}},
 			map[string]*resource.Quantity{"workspace": &limit, "home": &limit}},

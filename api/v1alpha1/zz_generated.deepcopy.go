@@ -521,6 +521,11 @@ func (in *ZuulNodeClassSpec) DeepCopyInto(out *ZuulNodeClassSpec) {
 		*out = new(corev1.ResourceRequirements)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.WorkspaceSizeLimit != nil {
+		in, out := &in.WorkspaceSizeLimit, &out.WorkspaceSizeLimit
+		x := (*in).DeepCopy()
+		*out = &x
+	}
 	if in.Timeouts != nil {
 		in, out := &in.Timeouts, &out.Timeouts
 		*out = new(Timeouts)

@@ -19,8 +19,8 @@ type Use struct {
 	Refused []string
 }
 
-// request is what the log tells of the right to a request. One that takes its time, such as a watch, is there twice: when its answer begins and ends.
-type request struct {
+// decision is what the log tells of the right to a request. One that takes its time, such as a watch, is there twice: when its answer begins and ends.
+type decision struct {
 	Verb, RequestURI string
 	User             struct{ Username string }
 	ObjectRef        *struct{ APIGroup, Resource, Subresource string } // nil: it is about no resource
@@ -38,20 +38,20 @@ func ReadUse(file, user string, since time.Time) (Use, error) {
 	if err != nil {
 		return Use{}, err
 	}
-	requests, err := decode(log, func(r *request) bool { return r.User.Username == user && !r.RequestReceivedTimestamp.Before(since) })
+	decisions, err := decode(log, func(d *decision) bool { return d.User.Username == user && !d.RequestReceivedTimestamp.Before(since) })
 	if err != nil {
 		return Use{}, fmt.Errorf("%s: %w", file, err)
 	}
 	use := Use{Used: map[string]bool{}}
-	for i := range requests {
-		r := &requests[i]
-		switch r.Annotations[decisionAnnotation] {
+	for i := range decisions {
+		d := &decisions[i]
+		switch d.Annotations[decisionAnnotation] {
 		case "allow":
-			if r.ObjectRef != nil {
-				use.Used[right(r.Verb, r.ObjectRef.APIGroup, r.ObjectRef.Resource, r.ObjectRef.Subresource)] = true
+			if d.ObjectRef != nil {
+				use.Used[right(d.Verb, d.ObjectRef.APIGroup, d.ObjectRef.Resource, d.ObjectRef.Subresource)] = true
 			}
 		case "forbid":
-			refused := r.Verb + " " + r.RequestURI
+			refused := d.Verb + " " + d.RequestURI
 			if !slices.Contains(use.Refused, refused) {
 				use.Refused = append(use.Refused, refused)
 			}
