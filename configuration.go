@@ -55,21 +55,22 @@ func (o *operatorOptions) problems() map[string]error {
 	_, logLevel := o.level()
 	_, pagesURL := o.buildURL()
 	return map[string]error{
-		"drain-timeout":    atLeast(o.drainTimeout, 0),
-		"grace-period":     atLeast(o.gracePeriod, 0),
-		"health-address":   listenable(o.healthAddress, true),
-		"kubeconfig":       readableKubeconfig(o.kubeconfig),
-		"leader-lease":     between(o.leaderLease, time.Second, replicas.Duration),
-		"leader-namespace": namespaces(o.leaderNamespace),
-		"log-level":        logLevel,
-		"manager":          managerName(o.manager),
-		"max-builds":       atLeast(o.maxBuilds, 1),
-		"metrics-address":  listenable(o.metricsAddress, true),
-		"metrics-cert-dir": o.metricsCertificate(),
-		"namespace":        namespaces(o.namespaces...),
-		"pages-address":    listenable(o.pagesAddress, false),
-		"pages-url":        pagesURL,
-		"trace-endpoint":   tracing.CheckEndpoint(o.traceEndpoint),
+		"drain-timeout":     atLeast(o.drainTimeout, 0),
+		"grace-period":      atLeast(o.gracePeriod, 0),
+		"health-address":    listenable(o.healthAddress, true),
+		"kubeconfig":        readableKubeconfig(o.kubeconfig),
+		"leader-deployment": deploymentName(o.leaderDeployment),
+		"leader-lease":      between(o.leaderLease, time.Second, replicas.Duration),
+		"leader-namespace":  namespaces(o.leaderNamespace),
+		"log-level":         logLevel,
+		"manager":           managerName(o.manager),
+		"max-builds":        atLeast(o.maxBuilds, 1),
+		"metrics-address":   listenable(o.metricsAddress, true),
+		"metrics-cert-dir":  o.metricsCertificate(),
+		"namespace":         namespaces(o.namespaces...),
+		"pages-address":     listenable(o.pagesAddress, false),
+		"pages-url":         pagesURL,
+		"trace-endpoint":    tracing.CheckEndpoint(o.traceEndpoint),
 	}
 }
 
@@ -108,6 +109,14 @@ func namespaces(names ...string) error {
 		if problems := validation.IsDNS1123Label(name); name != "" && len(problems) > 0 {
 			return fmt.Errorf("%q cannot be a namespace: %s", name, strings.Join(problems, "; "))
 		}
+	}
+	return nil
+}
+
+// deploymentName is nil for what can be the name of a Deployment, and for none.
+func deploymentName(name string) error {
+	if problems := validation.IsDNS1123Subdomain(name); name != "" && len(problems) > 0 {
+		return fmt.Errorf("%q cannot be the name of a Deployment: %s", name, strings.Join(problems, "; "))
 	}
 	return nil
 }

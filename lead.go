@@ -51,6 +51,9 @@ func (l *leadership) Start(ctx context.Context) error {
 	}
 }
 
+// leaderLeaseName is the Lease whose holder leads.
+var leaderLeaseName = "zuulbuild." + v1alpha1.GroupVersion.Group
+
 // leaseLost is the error of a manager that leads no more, which has no value of its own.
 const leaseLost = "leader election lost"
 
@@ -67,6 +70,7 @@ func (l *leadership) serve(ctx context.Context) error {
 	over := false
 	err = term.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		l.refresh(ctx)
+		l.giveOwner(ctx)
 		mu.Lock()
 		defer mu.Unlock()
 		if !over && ctx.Err() == nil {
@@ -103,7 +107,7 @@ func (l *leadership) newTerm() (ctrl.Manager, error) {
 		HealthProbeBindAddress:        "0",
 		Controller:                    config.Controller{SkipNameValidation: ptr.To(true)}, // the controllers of the next term have the same names
 		LeaderElection:                l.mates != nil,
-		LeaderElectionID:              "zuulbuild." + v1alpha1.GroupVersion.Group,
+		LeaderElectionID:              leaderLeaseName,
 		LeaderElectionNamespace:       l.namespace,
 		LeaderElectionReleaseOnCancel: true,
 		// The lead may well be lost while the API server is away for a moment: reports go on, and a new term costs little. So it is short.
@@ -120,6 +124,16 @@ func (l *leadership) refresh(ctx context.Context) {
 	}
 	if err := l.mates.Refresh(ctx); err != nil {
 		l.logger.Warn("It is not known which replicas live; asking again", "error", err)
+	}
+}
+
+// giveOwner has the Lease of the leader go with the replicas'. It is no reason not to lead that it stays behind.
+func (l *leadership) giveOwner(ctx context.Context) {
+	if l.mates == nil {
+		return
+	}
+	if err := l.mates.GiveOwner(ctx, leaderLeaseName); err != nil && ctx.Err() == nil {
+		l.logger.Warn("The Lease of the leader would outlive an uninstallation", "error", err)
 	}
 }
 

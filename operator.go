@@ -18,6 +18,9 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -65,6 +68,7 @@ type operatorOptions struct {
 	metricsByJob       bool
 	traceEndpoint      string
 	leaderElect        bool
+	leaderDeployment   string
 	leaderNamespace    string
 	leaderLease        time.Duration
 	logLevel           string
@@ -127,6 +131,7 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
 	flags.StringVar(&o.traceEndpoint, "trace-endpoint", "", "address of the OpenTelemetry collector (OTLP over HTTP) that gets a trace of each build, see docs/tracing.md; default: $OTEL_EXPORTER_OTLP_ENDPOINT, or none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
+	flags.StringVar(&o.leaderDeployment, "leader-deployment", "", "Deployment of the replicas, in the namespace of the lease: their Leases go when it is deleted")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 20s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -213,7 +218,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 		}
 		return reconciler.SetupWithManager(term)
 	}}
-	if err := o.setupReplicas(mgr, lead, hostname); err != nil {
+	if err := o.setupReplicas(ctx, mgr, lead, hostname); err != nil {
 		return nil, nil, err
 	}
 	if err := bridge.SetupWithManager(ctx, mgr); err != nil {
@@ -229,7 +234,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 }
 
 // setupReplicas has the replicas know each other, unless this one is to be alone.
-func (o *operatorOptions) setupReplicas(mgr ctrl.Manager, lead *leadership, hostname string) error {
+func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, lead *leadership, hostname string) error {
 	if !o.leaderElect {
 		return nil
 	}
@@ -247,8 +252,27 @@ func (o *operatorOptions) setupReplicas(mgr ctrl.Manager, lead *leadership, host
 	lead.mates = &replicas.Replicas{
 		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Logger: lead.logger,
 	}
+	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
+		return err
+	}
 	lead.bridge.Replicas, lead.bridge.Identity = lead.mates, lead.mates.Identity
 	return mgr.Add(lead.mates)
+}
+
+// leaseOwner is what the Leases go with. Who may not look at the Deployment has them stay.
+func (o *operatorOptions) leaseOwner(ctx context.Context, direct client.Reader, lead *leadership) (*metav1.OwnerReference, error) {
+	if o.leaderDeployment == "" {
+		return nil, nil
+	}
+	deployment := &appsv1.Deployment{}
+	switch err := direct.Get(ctx, client.ObjectKey{Namespace: lead.namespace, Name: o.leaderDeployment}, deployment); {
+	case apierrors.IsForbidden(err):
+		lead.logger.Warn("The Leases will outlive an uninstallation: the Deployment of --leader-deployment cannot be read", "error", err)
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("--leader-deployment: %w", err)
+	}
+	return &metav1.OwnerReference{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: deployment.Name, UID: deployment.UID}, nil
 }
 
 func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) error {

@@ -101,6 +101,7 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;create;update;patch;delete,namespace=zuulbuild-system
 // +kubebuilder:rbac:groups="",resources=events,verbs=create,namespace=zuulbuild-system
+// +kubebuilder:rbac:groups=apps,resources=deployments,resourceNames=zuulbuild,verbs=get,namespace=zuulbuild-system
 // Who asks for metrics, and whether they may, with --metrics-secure:
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create

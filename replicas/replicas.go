@@ -54,7 +54,9 @@ type Replicas struct {
 	Group string
 	// Identity of this replica: a DNS label of at most 63 characters, never used twice.
 	Identity string
-	Logger   *slog.Logger
+	// Owner is what the Leases go with when it is deleted, in the same namespace; nil for nothing.
+	Owner  *metav1.OwnerReference
+	Logger *slog.Logger
 
 	mu     sync.Mutex
 	state  State
@@ -204,6 +206,7 @@ func (r *Replicas) renew(ctx context.Context) error {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Namespace, Name: r.leaseName(r.Identity),
 			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{AnnotationState: string(state)},
+			OwnerReferences: r.owners(),
 		},
 		Spec: coordinationv1.LeaseSpec{
 			HolderIdentity: &r.Identity, LeaseDurationSeconds: ptr.To(int32(Duration.Seconds())), RenewTime: ptr.To(metav1.NowMicro()),
@@ -218,6 +221,29 @@ func (r *Replicas) renew(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("renew Lease %s: %w", types.NamespacedName{Namespace: lease.Namespace, Name: lease.Name}, err)
+	}
+	return nil
+}
+
+func (r *Replicas) owners() []metav1.OwnerReference {
+	if r.Owner == nil {
+		return nil
+	}
+	return []metav1.OwnerReference{*r.Owner}
+}
+
+// GiveOwner gives a Lease of the same namespace, which others write, the owner that those of the replicas have. Where it has it already, nothing is written.
+func (r *Replicas) GiveOwner(ctx context.Context, name string) error {
+	if r.Owner == nil {
+		return nil
+	}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: name}}
+	content, err := json.Marshal(map[string]any{"metadata": map[string]any{"ownerReferences": r.owners()}})
+	if err == nil {
+		err = r.Client.Patch(ctx, lease, client.RawPatch(types.StrategicMergePatchType, content)) // which adds to the owners there are
+	}
+	if err != nil {
+		return fmt.Errorf("give Lease %s its owner: %w", client.ObjectKeyFromObject(lease), err)
 	}
 	return nil
 }

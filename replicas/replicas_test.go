@@ -2,12 +2,16 @@ package replicas
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/ptr"
@@ -102,4 +106,38 @@ func TestReplicas(t *testing.T) {
 	eventually("no successor", func() bool { return first.Others() && !first.Successor() })
 	stopSecond()
 	eventually("the end of the second", func() bool { return !first.Others() && !first.Alive("second") })
+}
+
+// TestOwner: a replica's own Lease and the one it is to have the same owner have it, once, whoever else owns them.
+func TestOwner(t *testing.T) {
+	api, err := client.New(apiserver.Config(t), client.Options{Scheme: clientgoscheme.Scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "zuulbuild", UID: "deployment"}
+	other := metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "other", UID: "other"}
+	namespace := apiserver.Namespace(t)
+	shared := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "shared", OwnerReferences: []metav1.OwnerReference{other}}}
+	if err := api.Create(t.Context(), shared); err != nil {
+		t.Fatal(err)
+	}
+	r := &Replicas{Client: api, Namespace: namespace, Group: "group", Identity: "first", Owner: &owner, Logger: slog.New(slog.DiscardHandler)}
+	for range 2 {
+		if err := errors.Join(r.Refresh(t.Context()), r.GiveOwner(t.Context(), shared.Name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.GiveOwner(t.Context(), "missing"); !apierrors.IsNotFound(err) {
+		t.Errorf("a Lease that is not there: %v", err)
+	}
+	for name, want := range map[string][]metav1.OwnerReference{r.leaseName("first"): {owner}, shared.Name: {other, owner}} {
+		lease := &coordinationv1.Lease{}
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, lease); err != nil {
+			t.Fatal(err)
+		}
+		byName := cmpopts.SortSlices(func(a, b metav1.OwnerReference) bool { return a.Name < b.Name })
+		if diff := cmp.Diff(want, lease.OwnerReferences, byName); diff != "" {
+			t.Errorf("owners of %s (-want +got):\n%s", name, diff)
+		}
+	}
 }

@@ -89,14 +89,16 @@ func needed(t *testing.T, builds ...string) map[string]bool {
 
 func TestRightsAreThoseTheCodeAsksFor(t *testing.T) {
 	t.Parallel()
+	const ownDeployment = namespace + ": get apps/deployments " // by its name
 	nodeEvents := []string{"default: create events.k8s.io/events", "default: patch events.k8s.io/events"}
 	reviews := []string{"*: create authentication.k8s.io/tokenreviews", "*: create authorization.k8s.io/subjectaccessreviews"}
 	tests := map[string]struct {
 		values []string
 		want   map[string]bool
 	}{
-		"everywhere":                 {[]string{"--set", "scope=cluster"}, needed(t, "*")},
-		"in two namespaces":          {[]string{"--values", valuesFiles["everything"]}, with(needed(t, "check", "gate"), nodeEvents...)},
+		"everywhere": {[]string{"--set", "scope=cluster"}, needed(t, "*")},
+		"in two namespaces": {[]string{"--values", valuesFiles["everything"]}, with(without(with(needed(t, "check", "gate"), nodeEvents...), ownDeployment+"zuulbuild"),
+			ownDeployment+"builder")},
 		"with metrics in plain HTTP": {[]string{"--set", "metrics.secure=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
 		"without metrics":            {[]string{"--set", "metrics.enabled=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
 		"without cordoning":          {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: get nodes", "*: patch nodes")},

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -123,6 +124,7 @@ func installer(t *testing.T) func(verb string, arguments ...string) {
 		if err := run(ctx, "uninstall"); err != nil {
 			t.Error(err)
 		}
+		expectNoLeases(ctx, t)
 		if err := kubernetes.Delete(ctx, own); err != nil {
 			t.Error(err)
 		}
@@ -140,6 +142,22 @@ func installer(t *testing.T) func(verb string, arguments ...string) {
 		if err := run(t.Context(), verb, arguments...); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// expectNoLeases waits until the garbage collector has deleted the Leases of the release's replicas, who lost their rights before they ended.
+func expectNoLeases(ctx context.Context, t *testing.T) {
+	t.Helper()
+	leases := &coordinationv1.LeaseList{}
+	for ; ; time.Sleep(100 * time.Millisecond) {
+		err := kubernetes.List(ctx, leases, client.InNamespace(operatorNamespace))
+		switch {
+		case err != nil:
+			t.Errorf("the Leases that outlive the release: %v", err)
+		case len(leases.Items) > 0 && ctx.Err() == nil:
+			continue
+		}
+		return
 	}
 }
 
