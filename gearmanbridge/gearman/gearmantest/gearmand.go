@@ -26,10 +26,14 @@ const (
 	pollInterval = 10 * time.Millisecond
 )
 
+// loopback is where servers listen that nobody but this machine shall reach.
+const loopback = "127.0.0.1"
+
 // Gearmand is a process of the real gearmand, the package gearman-job-server
-// of Debian. It listens on the loopback interface.
+// of Debian. It listens on the loopback interface unless StartGearmandAt
+// started it.
 type Gearmand struct {
-	// Address is "127.0.0.1:port", the same over restarts.
+	// Address is "host:port", the same over restarts.
 	Address string
 
 	t         testing.TB
@@ -50,14 +54,26 @@ func StartGearmand(t testing.TB, arguments ...string) (address string) {
 	return NewGearmand(t, arguments...).Address
 }
 
+// StartGearmandAt is StartGearmand for clients that are not on this machine's
+// loopback interface, as Pods are: host is the IP address to listen at.
+func StartGearmandAt(t testing.TB, host string, arguments ...string) (address string) {
+	t.Helper()
+	return newGearmand(t, host, arguments).Address
+}
+
 // NewGearmand is StartGearmand for tests that stop and start the server again.
 func NewGearmand(t testing.TB, arguments ...string) *Gearmand {
+	t.Helper()
+	return newGearmand(t, loopback, arguments)
+}
+
+func newGearmand(t testing.TB, host string, arguments []string) *Gearmand {
 	t.Helper()
 	g := &Gearmand{t: t, program: NeedGearmand(t), arguments: arguments}
 	t.Cleanup(g.Stop)
 	var err error
 	for range startTries { // another program may take the free port
-		g.Address = freeAddress(t)
+		g.Address = freeAddress(t, host)
 		if err = g.start(); err == nil {
 			return g
 		}
@@ -93,9 +109,9 @@ func find() (string, error) {
 	return "", err
 }
 
-func freeAddress(t testing.TB) string {
+func freeAddress(t testing.TB, host string) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -186,3 +186,10 @@ func TestGearmandStopsAndStarts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestGearmandListensElsewhere(t *testing.T) {
+	const host = "127.0.0.2"
+	if got, _, _ := net.SplitHostPort(gearmantest.StartGearmandAt(t, host)); got != host {
+		t.Errorf("it listens at %s", got)
+	}
+}
