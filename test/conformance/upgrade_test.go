@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 	"zuulbuild.dev/zuulbuild/hack/programs"
 )
@@ -71,24 +72,12 @@ func rollingUpgrade(s *scene) {
 	for _, build := range builds {
 		s.running(build)
 	}
-	var looking, beside sync.WaitGroup
-	var over, arrivals atomic.Bool
-	defer looking.Wait()
+	stopLooking := gearmantest.WatchWorkers(s, s.servers[0].address, look, functions...)
+	var beside sync.WaitGroup
+	var arrivals atomic.Bool
 	defer beside.Wait()
-	defer over.Store(true)
 	defer arrivals.Store(false)
 	arrivals.Store(true)
-	looking.Go(func() {
-		for looks := 0; !over.Load(); looks++ {
-			now, err := s.functionsOf(s.servers[0])
-			for _, function := range functions {
-				if err == nil && now[function].Workers == 0 {
-					s.Errorf("look %d shows %s without a worker", looks, function)
-				}
-			}
-			time.Sleep(look)
-		}
-	})
 	var arrived []*zuulclient.Build
 	beside.Go(func() {
 		for arrivals.Load() {
@@ -138,15 +127,15 @@ func rollingUpgrade(s *scene) {
 		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
 	}
 	killed := s.killLeader(leader, job)
-	over.Store(true)
-	looking.Wait()
+	looks := stopLooking()
 	made := history.counts()
 	for _, build := range append(builds, arrived...) {
 		if unique := build.State().UUID; made[unique] != 1 {
 			s.Errorf("%s had %d Pods", unique, made[unique])
 		}
 	}
-	s.Logf("%d builds arrived; another replica led after %v, and after the leader was killed the next report came after %v", len(arrived), handovers, killed)
+	s.Logf("%d builds arrived; another replica led after %v, and after the leader was killed the next report came after %v; %d looks, at most %v apart",
+		len(arrived), handovers, killed, looks.Count, looks.Longest)
 }
 
 // killLeader ends the leader as a crash does, while a build runs, and returns how long it took until Zuul heard of a new build.

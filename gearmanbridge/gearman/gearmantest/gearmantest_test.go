@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,4 +193,56 @@ func TestGearmandListensElsewhere(t *testing.T) {
 	if got, _, _ := net.SplitHostPort(gearmantest.StartGearmandAt(t, host)); got != host {
 		t.Errorf("it listens at %s", got)
 	}
+}
+
+// complaints counts errors instead of failing.
+type complaints struct {
+	testing.TB
+	count atomic.Int64
+}
+
+func (c *complaints) Errorf(string, ...any) { c.count.Add(1) }
+
+func TestWatchWorkers(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Gearmand)
+	worker, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = worker.Close() }()
+	if _, err := io.WriteString(worker, "\x00REQ\x00\x00\x00\x01\x00\x00\x00\x01f"); err != nil { // CAN_DO
+		t.Fatal(err)
+	}
+	admin, err := gearman.DialAdmin(t.Context(), address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = admin.Close() }()
+	gearmantest.Eventually(t, patience, "the worker of f", func() bool {
+		lines, err := admin.Status(t.Context())
+		return err == nil && len(lines) == 1 && lines[0].Workers == 1
+	})
+
+	served, unknown := &complaints{TB: t}, &complaints{TB: t}
+	stop := gearmantest.WatchWorkers(served, address, time.Millisecond, "f")
+	stopUnknown := gearmantest.WatchWorkers(unknown, address, time.Hour, "f", "g")
+	if served.count.Load() != 0 || unknown.count.Load() != 1 {
+		t.Errorf("the first look found %d faults, and %d with a function that nobody serves", served.count.Load(), unknown.count.Load())
+	}
+	_ = worker.Close()
+	gearmantest.Eventually(t, patience, "a complaint of f", func() bool { return served.count.Load() > 0 })
+	if looks := stop(); looks.Count < 2 || looks.Without < 1 || looks.Longest <= 0 || served.count.Load() != 1 {
+		t.Errorf("%+v, and %d complaints of one absence", looks, served.count.Load())
+	}
+	if looks := stopUnknown(); looks.Count != 1 || looks.Without != 1 {
+		t.Errorf("with a function that nobody serves: %+v", looks)
+	}
+
+	server, running := gearmantest.StartServer(t, gearman.Geard)
+	lost := &complaints{TB: t}
+	gearmantest.WatchWorkers(lost, server, time.Millisecond)
+	if err := running.Close(); err != nil {
+		t.Fatal(err)
+	}
+	gearmantest.Eventually(t, patience, "a complaint of a server that is gone", func() bool { return lost.count.Load() == 1 })
 }
