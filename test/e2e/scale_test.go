@@ -71,13 +71,7 @@ func (p scalePart) names() []string { return slices.Concat(p.zuul, p.hand) }
 // TestScale: however often the operator is killed, no limit is exceeded at any moment, each build has one Pod and one end, and an undisturbed one costs
 // few writes. The audit log of the API server is what is believed.
 func TestScale(t *testing.T) {
-	if os.Getenv(scaleVariable) == "" {
-		t.Skipf("%s is not set", scaleVariable)
-	}
-	count, err := strconv.Atoi(os.Getenv(scaleVariable))
-	if err != nil || count < 10 {
-		t.Fatalf("%s is %q; a number of at least 10 was expected", scaleVariable, os.Getenv(scaleVariable))
-	}
+	count := countOf(t, scaleVariable)
 	s := newScale(t, count)
 	s.start()
 
@@ -94,6 +88,20 @@ func TestScale(t *testing.T) {
 	s.report(undisturbed, disturbed, s.limits(entries, slices.Concat(undisturbed.names(), disturbed.names())), s.writes(entries, undisturbed))
 }
 
+// countOf reads a number of builds from the environment, without which the test is skipped.
+func countOf(t *testing.T, variable string) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		t.Skipf("%s is not set", variable)
+	}
+	count, err := strconv.Atoi(text)
+	if err != nil || count < 10 {
+		t.Fatalf("%s is %q; a number of at least 10 was expected", variable, text)
+	}
+	return count
+}
+
 func newScale(t *testing.T, count int) *scale {
 	s := &scale{T: t, seed: uint64(time.Now().UnixNano()), log: filepath.Join(t.TempDir(), "operator.log")}
 	if text := os.Getenv(seedVariable); text != "" {
@@ -107,24 +115,13 @@ func newScale(t *testing.T, count int) *scale {
 	s.ctx, cancel = context.WithTimeout(t.Context(), 3*time.Minute+time.Duration(count)*time.Second)
 	t.Cleanup(cancel)
 
-	tolerations := []corev1.Toleration{{Key: localcluster.KwokTaint, Operator: corev1.TolerationOpExists}}
 	objects := []client.Object{&v1alpha1.ZuulNodeClass{
-		ObjectMeta: metav1.ObjectMeta{Name: scaleClass}, Spec: v1alpha1.ZuulNodeClassSpec{Tolerations: tolerations, MaxBuilds: scaleOfClass},
+		ObjectMeta: metav1.ObjectMeta{Name: scaleClass}, Spec: v1alpha1.ZuulNodeClassSpec{Tolerations: toSimulatedNodes, MaxBuilds: scaleOfClass},
 	}}
 	for name, limit := range map[string]int32{scaleJob: 0, scaleLimitedJob: scaleOfJob} {
-		objects = append(objects, &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.ZuulJobSpec{
-			MaxBuilds: limit,
-			Retention: &v1alpha1.Retention{Pod: &metav1.Duration{}},
-			Template: &corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
-					localcluster.KwokDurationAnnotation: shortestScaleBuild.String(), localcluster.KwokLongestAnnotation: longestScaleBuild.String(),
-				}},
-				Spec: corev1.PodSpec{
-					Containers:   []corev1.Container{{Name: v1alpha1.MainContainerName, Image: "zuulbuild.test/busybox:1"}},
-					NodeSelector: map[string]string{localcluster.NodeLabel: localcluster.KwokNodeName}, Tolerations: tolerations,
-				},
-			},
-		}})
+		job := simulatedJob(name, shortestScaleBuild, longestScaleBuild)
+		job.Spec.MaxBuilds = limit
+		objects = append(objects, job)
 	}
 	for _, object := range objects {
 		s.must(kubernetes.Create(s.ctx, object))
@@ -142,6 +139,24 @@ func newScale(t *testing.T, count int) *scale {
 		}
 	})
 	return s
+}
+
+var toSimulatedNodes = []corev1.Toleration{{Key: localcluster.KwokTaint, Operator: corev1.TolerationOpExists}}
+
+// simulatedJob is a job whose Pods are simulated and succeed after a time between the two, by kwok's chance. They are deleted when they have ended.
+func simulatedJob(name string, shortest, longest time.Duration) *v1alpha1.ZuulJob {
+	return &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.ZuulJobSpec{
+		Retention: &v1alpha1.Retention{Pod: &metav1.Duration{}},
+		Template: &corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+				localcluster.KwokDurationAnnotation: shortest.String(), localcluster.KwokLongestAnnotation: longest.String(),
+			}},
+			Spec: corev1.PodSpec{
+				Containers:   []corev1.Container{{Name: v1alpha1.MainContainerName, Image: localcluster.BusyboxImage}},
+				NodeSelector: map[string]string{localcluster.NodeLabel: localcluster.KwokNodeName}, Tolerations: toSimulatedNodes,
+			},
+		},
+	}}
 }
 
 func (s *scale) must(err error) {
@@ -240,15 +255,19 @@ func (s *scale) choose() zuulclient.Request {
 func (s *scale) expectTold(state zuulclient.State) {
 	s.Helper()
 	expectResult(s.T, state, "SUCCESS")
-	ends := 0
+	if ends := endsOf(state); ends != 1 {
+		s.Errorf("%s ended %d times", state.UUID, ends)
+	}
+}
+
+// endsOf counts the packets that end a build.
+func endsOf(state zuulclient.State) (ends int) {
 	for _, packet := range state.Packets {
 		if packet.Type == gearman.PacketWorkComplete || packet.Type == gearman.PacketWorkFail {
 			ends++
 		}
 	}
-	if ends != 1 {
-		s.Errorf("%s ended %d times", state.UUID, ends)
-	}
+	return ends
 }
 
 // expectStored waits until all of the builds are complete, and looks at what became of them.
@@ -257,7 +276,7 @@ func (s *scale) expectStored(names []string) {
 	builds := map[string]*v1alpha1.ZuulBuild{}
 	complete := func(name string) bool { return builds[name] == nil || builds[name].Complete() }
 	err := apiwait.PollUntilContextCancel(s.ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-		builds = s.stored(ctx)
+		builds = storedBuilds(ctx, s.T)
 		for _, name := range names {
 			if !complete(name) {
 				return false, nil
@@ -278,9 +297,13 @@ func (s *scale) expectStored(names []string) {
 	s.must(err)
 }
 
-func (s *scale) stored(ctx context.Context) map[string]*v1alpha1.ZuulBuild {
+// storedBuilds are all builds there are, by name.
+func storedBuilds(ctx context.Context, t *testing.T) map[string]*v1alpha1.ZuulBuild {
+	t.Helper()
 	list := v1alpha1.ZuulBuildList{}
-	s.must(kubernetes.List(ctx, &list, client.InNamespace(namespace)))
+	if err := kubernetes.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		t.Fatal(err)
+	}
 	builds := make(map[string]*v1alpha1.ZuulBuild, len(list.Items))
 	for i := range list.Items {
 		builds[list.Items[i].Name] = &list.Items[i]
@@ -293,7 +316,7 @@ func (s *scale) clearAway(names []string) {
 	s.Helper()
 	s.retain(&metav1.Duration{Duration: time.Second})
 	s.must(apiwait.PollUntilContextCancel(s.ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-		builds := s.stored(ctx)
+		builds := storedBuilds(ctx, s.T)
 		return !slices.ContainsFunc(names, func(name string) bool { return builds[name] != nil }), nil
 	}))
 	s.retain(nil)
@@ -402,20 +425,26 @@ func maxAndMean(numbers []int) string {
 
 // report prints a table.
 func (s *scale) report(undisturbed, disturbed scalePart, rows ...[][]any) {
-	text := &bytes.Buffer{}
-	table := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
-	line := func(what string, value any) { _, _ = fmt.Fprintf(table, "%s\t%v\n", what, value) }
-	line("seed", s.seed)
+	table := [][]any{{"seed", s.seed}}
 	for _, part := range []struct {
 		name string
 		scalePart
 	}{{"undisturbed", undisturbed}, {"while operators were killed", disturbed}} {
-		line("builds "+part.name, fmt.Sprintf("%d by Zuul, %d by hand, in %.0f s", len(part.zuul), len(part.hand), part.took.Seconds()))
+		table = append(table, []any{
+			"builds " + part.name, fmt.Sprintf("%d by Zuul, %d by hand, in %.0f s", len(part.zuul), len(part.hand), part.took.Seconds()),
+		})
 	}
-	line("operators killed", s.kills)
-	for _, row := range slices.Concat(rows...) {
-		line(fmt.Sprint(row[0]), row[1])
+	logTable(s.T, slices.Concat(table, [][]any{{"operators killed", s.kills}}, slices.Concat(rows...)))
+}
+
+// logTable prints rows of a name and a value.
+func logTable(t *testing.T, rows [][]any) {
+	t.Helper()
+	text := &bytes.Buffer{}
+	table := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		_, _ = fmt.Fprintf(table, "%v\t%v\n", row[0], row[1])
 	}
 	_ = table.Flush()
-	s.Logf("\n%s", text)
+	t.Logf("\n%s", text)
 }
