@@ -82,7 +82,7 @@ func TestChart(t *testing.T) {
 // buildImage builds the image, puts it on the nodes and returns its tag.
 func buildImage(t *testing.T) string {
 	t.Helper()
-	tag := fmt.Sprintf("e2e-%d", time.Now().Unix())
+	tag := fmt.Sprintf("e2e-%d", time.Now().UnixNano())
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	command := exec.CommandContext(t.Context(), "go", "run", "./hack/image", "--platforms=linux/"+runtime.GOARCH, "--version="+tag, "--output="+archive)
 	command.Dir = "../.."
@@ -114,6 +114,11 @@ func installer(t *testing.T) func(verb string, arguments ...string) {
 		}
 		return nil
 	}
+	eventually(t, "the namespace of an earlier release gone", func() bool {
+		namespace := &corev1.Namespace{}
+		err := kubernetes.Get(t.Context(), client.ObjectKey{Name: operatorNamespace}, namespace)
+		return apierrors.IsNotFound(err) || err == nil && namespace.DeletionTimestamp == nil
+	})
 	own := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: operatorNamespace, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}
 	if err := kubernetes.Create(t.Context(), own); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
