@@ -93,6 +93,11 @@ upgrade: packages build ## Replace the leading replica three times while 200 bui
 	ZUULBUILD_UPGRADE=$(or $(UPGRADE),200) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
 		-timeout 20m -run '^TestConformance$$/^rolling-upgrade$$' ./test/conformance
 
+.PHONY: helm-upgrade
+helm-upgrade: packages build ## Upgrade a release of the chart three times and drain a node while 200 builds run and 10 a second arrive; HELM_UPGRADE=… for another number
+	ZUULBUILD_E2E=1 ZUULBUILD_HELM_UPGRADE=$(or $(HELM_UPGRADE),200) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
+		-timeout 1h -run '^TestHelmUpgrade$$' ./test/e2e
+
 .PHONY: scale
 scale: packages build ## Run 1,000 builds under limits while the operator is killed every few seconds; SCALE=… for another number, SEED=…
 	ZUULBUILD_E2E=1 ZUULBUILD_SCALE=$(or $(SCALE),1000) ZUULBUILD_SEED=$(SEED) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \

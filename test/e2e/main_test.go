@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package e2e runs zuulbuild as its users do: the real program, a real cluster with real containers, the real gearmand. `make e2e` runs it. TestScale,
-// of many builds on simulated nodes, is for `make scale`.
+// Package e2e runs zuulbuild as its users do: the real program, a real cluster with real containers, the real gearmand. `make e2e` runs it. TestScale
+// and TestHelmUpgrade, of many builds on simulated nodes, are for `make scale` and `make helm-upgrade`.
 package e2e
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestMain(m *testing.M) {
 }
 
 // runWithCluster starts a cluster of the tests' own, or uses the one ZUULBUILD_E2E_CLUSTER names, which has been started with an audit log, and for
-// TestScale with simulated nodes.
+// TestScale and TestHelmUpgrade with simulated nodes.
 func runWithCluster(m *testing.M) (code int, err error) {
 	ctx, begun := context.Background(), time.Now()
 	folder, err := os.MkdirTemp("", "zuulbuild-e2e-")
@@ -78,9 +79,8 @@ func runWithCluster(m *testing.M) (code int, err error) {
 	if name := os.Getenv("ZUULBUILD_E2E_CLUSTER"); name != "" {
 		cluster, err = localcluster.Open(name)
 	} else {
-		options := localcluster.Options{Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, ExtraArgs: apiServerArguments, Log: os.Stdout}
-		if os.Getenv(scaleVariable) != "" {
-			options.KwokNodes = 2
+		options := localcluster.Options{
+			Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, ExtraArgs: apiServerArguments, KwokNodes: simulatedNodes(), Log: os.Stdout,
 		}
 		cluster, err = localcluster.Up(ctx, options)
 		if err == nil {
@@ -101,6 +101,17 @@ func runWithCluster(m *testing.M) (code int, err error) {
 	}
 	code = m.Run()
 	return code, checkRights(begun, code == 0 && !filtered())
+}
+
+// simulatedNodes is how many of them the tests need that are asked for. Each takes 110 Pods.
+func simulatedNodes() (nodes int) {
+	if os.Getenv(scaleVariable) != "" {
+		nodes = 2
+	}
+	if lasting, err := strconv.Atoi(os.Getenv(helmUpgradeVariable)); err == nil {
+		nodes = max(nodes, (lasting+besideLasting)/100+1)
+	}
+	return nodes
 }
 
 // prepare puts our definitions, the rights of the operator, the namespace and the jobs into the cluster.
