@@ -16,11 +16,14 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 VULNERABILITIES ?= https://vuln.go.dev
 # The age of all that is released: that of the commit.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# The versions of Kubernetes that kubernetes-versions tries.
+comma := ,
+VERSIONS ?= $(subst $(comma), ,$(OLDER_KUBERNETES_VERSIONS)) $(KUBERNETES_VERSION)
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ The program
 
@@ -71,6 +74,16 @@ integration: packages ## Run the tests against a real API server and a real gear
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
 	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/e2e/...
+
+.PHONY: kubernetes-versions
+kubernetes-versions: $(VERSIONS:%=on-kubernetes-%) ## Try the chart and the controllers on older API servers, too; VERSIONS="1.34 1.36.1" for other ones
+
+on-kubernetes-%:
+	@echo "On Kubernetes $*:"
+	ZUULBUILD_KUBERNETES=$* $(LOCALCLUSTER) assets >/dev/null
+	$(LOCALCLUSTER) tools helm promtool
+	ZUULBUILD_KUBERNETES=$* ZUULBUILD_REQUIRE_APISERVER=1 go test -count=1 -timeout 20m \
+		./hack/apiserver ./api/... ./test/chart ./controllers ./buildnumber ./replicas
 
 .PHONY: record
 record: packages ## Make all that can become of a Pod happen on a real cluster, and write down the Pods and docs/cases.md (half an hour)

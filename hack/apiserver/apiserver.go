@@ -9,6 +9,9 @@
 //	func TestSomething(t *testing.T) {
 //		config := apiserver.Config(t)
 //		namespace := apiserver.Namespace(t)
+//
+// It is of the Kubernetes that the environment variable ZUULBUILD_KUBERNETES says (see localcluster.KubernetesVariable), else of KUBERNETES_VERSION
+// in hack/versions.env.
 package apiserver
 
 import (
@@ -34,7 +37,7 @@ import (
 	"zuulbuild.dev/zuulbuild/hack/localcluster"
 )
 
-// Environment variables that say what becomes of tests that need a server.
+// Environment variables that say what becomes of tests that need a server; localcluster.KubernetesVariable says which.
 const (
 	skipVariable    = "ZUULBUILD_SKIP_APISERVER"    // not empty: they are skipped
 	requireVariable = "ZUULBUILD_REQUIRE_APISERVER" // not empty: they fail where the programs are missing, rather than being skipped

@@ -2,12 +2,15 @@ package localcluster
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +20,10 @@ import (
 
 const module = "zuulbuild.dev/zuulbuild"
 
+// KubernetesVariable is the environment variable that says of which Kubernetes the assets are, and so on which API server tests run: a minor
+// version of hack/versions.env, as 1.36, or any release, as 1.36.3. Clusters are always of KUBERNETES_VERSION.
+const KubernetesVariable = "ZUULBUILD_KUBERNETES"
+
 // program is one program the cluster is made of and how it is built. Nothing is downloaded ready-made.
 type program struct {
 	name   string
@@ -24,10 +31,13 @@ type program struct {
 	// modulePath is the folder, inside this repository, of the module that pins the program; empty for a program that
 	// `go install` builds as target@version.
 	modulePath string
-	target     string // package path
-	version    string
-	ldflags    string
-	tags       string
+	// staging says that the program is of a release of Kubernetes that no module here pins: one is written for it, because `go install` refuses
+	// modules that replace others, as Kubernetes does those it is made of.
+	staging bool
+	target  string // package path
+	version string
+	ldflags string
+	tags    string
 }
 
 // toolset is every program, by name.
@@ -47,31 +57,45 @@ var (
 	testBinaries = []string{"helm", "promtool"}
 )
 
-func newToolset() (*toolset, error) {
+func newToolset() (*toolset, error) { return newToolsetOf("") }
+
+// newAssets is newToolset with the Kubernetes that KubernetesVariable says.
+func newAssets() (*toolset, error) { return newToolsetOf(os.Getenv(KubernetesVariable)) }
+
+func newToolsetOf(wanted string) (*toolset, error) {
 	versions, err := hack.Versions()
 	if err != nil {
 		return nil, err
 	}
-	return planTools(filepath.Join(cacheFolder(), "tools"), versions)
+	kubernetes, err := hack.KubernetesVersion(versions, wanted)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", KubernetesVariable, err)
+	}
+	return planTools(filepath.Join(cacheFolder(), "tools"), versions, kubernetes)
 }
 
-// planTools says where each program lives and how it is built.
-func planTools(folder string, versions map[string]string) (*toolset, error) {
+// planTools says where each program lives and how it is built; those of Kubernetes are of the release named, as v1.37.2.
+func planTools(folder string, versions map[string]string, kubernetes string) (*toolset, error) {
 	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION", "HELM_VERSION",
 		"PROMETHEUS_VERSION"} {
 		if !strings.HasPrefix(versions[name], "v") {
 			return nil, fmt.Errorf("hack/versions.env: %s is %q, want a version starting with v", name, versions[name])
 		}
 	}
-	kubernetes, etcd := versions["KUBERNETES_VERSION"], versions["ETCD_VERSION"]
+	etcd := versions["ETCD_VERSION"]
 	// etcd shares the folder of Kubernetes because envtest looks for etcd, kube-apiserver and kubectl in one place.
 	assets := "kubernetes-" + kubernetes + "-etcd-" + etcd
 	tools := &toolset{folder: folder, programs: map[string]program{}}
 	add := func(p program) { tools.programs[p.name] = p }
 
 	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"} {
-		add(program{name: name, folder: assets, modulePath: "hack/tools/kubernetes", target: "k8s.io/kubernetes/cmd/" + name,
-			version: kubernetes, ldflags: kubernetesFlags(kubernetes)})
+		p := program{name: name, folder: assets, target: "k8s.io/kubernetes/cmd/" + name, version: kubernetes, ldflags: kubernetesFlags(kubernetes)}
+		if kubernetes == versions["KUBERNETES_VERSION"] {
+			p.modulePath = "hack/tools/kubernetes"
+		} else {
+			p.staging = true
+		}
+		add(p)
 	}
 	add(program{name: "etcd", folder: assets, modulePath: "hack/tools/etcd", target: "go.etcd.io/etcd/server/v3", version: etcd})
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
@@ -103,21 +127,26 @@ func (t *toolset) path(name string) string {
 	return filepath.Join(t.folder, t.programs[name].folder, name)
 }
 
-// AssetsDir is the folder that holds etcd, kube-apiserver and kubectl once BuildAssets or Up has run; KUBEBUILDER_ASSETS
-// for envtest. It builds nothing.
-func AssetsDir() string {
-	tools, err := newToolset()
+// AssetsDir is the folder that holds etcd, kube-apiserver and kubectl once BuildAssets has run, or Up if they are of KUBERNETES_VERSION;
+// KUBEBUILDER_ASSETS for envtest. It builds nothing. It panics where KubernetesVariable is no version.
+func AssetsDir() string { return filepath.Dir(assets().path("etcd")) }
+
+// KubernetesVersion is the release that the assets are of, as v1.37.2. It panics as AssetsDir does.
+func KubernetesVersion() string { return assets().programs["kube-apiserver"].version }
+
+func assets() *toolset {
+	tools, err := newAssets()
 	if err != nil {
-		panic(err) // versions.env is compiled in, so a test has seen it
+		panic(err) // of KubernetesVariable: versions.env is compiled in, so a test has seen it
 	}
-	return filepath.Dir(tools.path("etcd"))
+	return tools
 }
 
 // Tool is the path of a program once BuildTools has built it. It builds nothing.
 func Tool(name string) string {
 	tools, err := newToolset()
 	if err != nil {
-		panic(err) // as in AssetsDir
+		panic(err) // as in assets
 	}
 	return tools.path(name)
 }
@@ -138,11 +167,11 @@ func BuildTools(ctx context.Context, log io.Writer, names ...string) error {
 
 // BuildAssets builds what AssetsDir promises, where it is missing, and returns that folder.
 func BuildAssets(ctx context.Context, log io.Writer) (string, error) {
-	tools, err := newToolset()
+	tools, err := newAssets()
 	if err != nil {
 		return "", err
 	}
-	return AssetsDir(), tools.ensure(ctx, log, assetBinaries...)
+	return filepath.Dir(tools.path("etcd")), tools.ensure(ctx, log, assetBinaries...)
 }
 
 // BuildAll builds every program an `up` may need, kwok among them, where it is missing.
@@ -200,19 +229,59 @@ func (t *toolset) build(ctx context.Context, p program) error {
 
 	command := exec.CommandContext(ctx, "go", "install", "-tags", p.tags, "-ldflags", linkerFlags(p), p.target+"@"+p.version)
 	command.Dir = temporary // outside any module, so that only the named version decides
-	if p.modulePath != "" {
+	switch {
+	case p.modulePath != "":
 		root, err := repositoryRoot(ctx)
 		if err != nil {
 			return err
 		}
 		command = exec.CommandContext(ctx, "go", "build", "-tags", p.tags, "-ldflags", linkerFlags(p), "-o", filepath.Join(temporary, p.name), p.target)
 		command.Dir = filepath.Join(root, p.modulePath)
+	case p.staging:
+		if err := writeStagingModule(ctx, temporary, p.version); err != nil {
+			return err
+		}
+		// -mod=mod adds the checksums, which `go` has from the checksum database.
+		command = exec.CommandContext(ctx, "go", "build", "-mod=mod", "-tags", p.tags, "-ldflags", linkerFlags(p), "-o", p.name, p.target)
+		command.Dir = temporary
 	}
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOBIN="+temporary)
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", strings.Join(command.Args, " "), err, lastLines(string(output), 20))
 	}
 	return os.Rename(filepath.Join(temporary, p.name), destination)
+}
+
+// writeStagingModule makes a folder a module that programs of a release of Kubernetes are built in.
+func writeStagingModule(ctx context.Context, folder, version string) error {
+	command := exec.CommandContext(ctx, "go", "mod", "download", "-json", "k8s.io/kubernetes@"+version)
+	command.Dir = folder
+	command.Env = append(os.Environ(), "GOWORK=off")
+	var problems strings.Builder
+	command.Stderr = &problems
+	output, err := command.Output()
+	downloaded := struct{ GoMod, Error string }{}
+	switch unreadable := json.Unmarshal(output, &downloaded); {
+	case downloaded.Error != "": // which tells more than that the command failed
+		return errors.New(downloaded.Error)
+	case err != nil || unreadable != nil:
+		return fmt.Errorf("%s: %w\n%s", strings.Join(command.Args, " "), errors.Join(err, unreadable), lastLines(problems.String(), 20))
+	}
+	theirs, err := os.ReadFile(downloaded.GoMod)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(folder, "go.mod"), []byte(stagingModule(string(theirs), version)), 0o644)
+}
+
+var stagingReplacement = regexp.MustCompile(`(?m)=> \./staging/src/(\S+)$`)
+
+// stagingModule is the go.mod of a module that requires a release of Kubernetes, with the versions that this release's own go.mod (theirs) has of all
+// else. That one takes the modules Kubernetes is made of from a folder, which the release as a module lacks: 1.37.2 has published them as 0.37.2.
+func stagingModule(theirs, version string) string {
+	ours := stagingReplacement.ReplaceAllString(theirs, "=> $1 v0"+strings.TrimPrefix(version, "v1"))
+	ours = strings.Replace(ours, "\nmodule k8s.io/kubernetes\n", "\nmodule "+module+"/hack/tools/kubernetes\n", 1)
+	return ours + "\nrequire k8s.io/kubernetes " + version + "\n"
 }
 
 func linkerFlags(p program) string { return strings.TrimSpace("-s -w " + p.ldflags) }

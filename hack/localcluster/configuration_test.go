@@ -99,7 +99,8 @@ func TestPlanTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools, err := planTools("/tools", versions)
+	kubernetes := versions["KUBERNETES_VERSION"]
+	tools, err := planTools("/tools", versions, kubernetes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,14 +115,91 @@ func TestPlanTools(t *testing.T) {
 			t.Errorf("%s is in %s, not beside etcd", name, tools.path(name))
 		}
 	}
+	older, err := planTools("/tools", versions, "v1.30.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := older.programs["kube-apiserver"]; p.version != "v1.30.1" || !p.staging || p.modulePath != "" {
+		t.Errorf("an API server of another version is built as %+v", p)
+	}
+	for _, name := range assetBinaries {
+		if folder := filepath.Dir(older.path(name)); folder != filepath.Dir(older.path("etcd")) || folder == filepath.Dir(tools.path("etcd")) {
+			t.Errorf("%s of another version is in %s", name, folder)
+		}
+	}
 	delete(versions, "KWOK_VERSION")
-	if _, err := planTools("/tools", versions); err == nil || !strings.Contains(err.Error(), "KWOK_VERSION") {
+	if _, err := planTools("/tools", versions, kubernetes); err == nil || !strings.Contains(err.Error(), "KWOK_VERSION") {
 		t.Errorf("a missing version gives error %v", err)
 	}
 	flags := "-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 " +
 		"-X k8s.io/component-base/version.gitMinor=37 -X k8s.io/component-base/version.gitTreeState=clean"
 	if diff := cmp.Diff(flags, kubernetesFlags("v1.37.2")); diff != "" {
 		t.Errorf("flags differ (-want +got):\n%s", diff)
+	}
+}
+
+// What is built is of the Kubernetes that the environment says; a cluster is not.
+func TestAssetsOfAnotherKubernetes(t *testing.T) {
+	t.Setenv(KubernetesVariable, "")
+	usual, wanted := AssetsDir(), KubernetesVersion()
+	t.Setenv(KubernetesVariable, "1.30.1")
+	if AssetsDir() == usual || !strings.Contains(AssetsDir(), "v1.30.1") || KubernetesVersion() != "v1.30.1" {
+		t.Errorf("the assets are of %s, in %s", KubernetesVersion(), AssetsDir())
+	}
+	cluster, err := newToolset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cluster.programs["kubelet"].version; got != wanted {
+		t.Errorf("a cluster is of %s", got)
+	}
+	t.Setenv(KubernetesVariable, "newest")
+	if _, err := BuildAssets(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), KubernetesVariable) {
+		t.Errorf("no version gives error %v", err)
+	}
+}
+
+func TestStagingModule(t *testing.T) {
+	theirs := `// Generated.
+
+module k8s.io/kubernetes
+
+go 1.25.0
+
+godebug default=go1.25
+
+replace (
+	k8s.io/api => ./staging/src/k8s.io/api
+	k8s.io/client-go => ./staging/src/k8s.io/client-go
+)
+
+require (
+	github.com/google/go-cmp v0.7.0
+	k8s.io/api v0.0.0
+)
+`
+	want := `// Generated.
+
+module zuulbuild.dev/zuulbuild/hack/tools/kubernetes
+
+go 1.25.0
+
+godebug default=go1.25
+
+replace (
+	k8s.io/api => k8s.io/api v0.36.3
+	k8s.io/client-go => k8s.io/client-go v0.36.3
+)
+
+require (
+	github.com/google/go-cmp v0.7.0
+	k8s.io/api v0.0.0
+)
+
+require k8s.io/kubernetes v1.36.3
+`
+	if diff := cmp.Diff(want, stagingModule(theirs, "v1.36.3")); diff != "" {
+		t.Errorf("go.mod differs (-want +got):\n%s", diff)
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package chart tests what installs the operator: the Helm chart and config/default, against a real API server that knows nothing of zuulbuild. It
-// needs the programs that `localcluster assets` and `localcluster tools helm promtool` build.
+// needs the programs that `localcluster assets` and `localcluster tools helm promtool` build. ZUULBUILD_KUBERNETES says of which Kubernetes they are.
 package chart
 
 import (
@@ -36,12 +36,16 @@ const (
 	namespace = "zuulbuild-system"
 )
 
-// valuesFiles are sets of values that must work, by name; the empty path is the defaults.
-var valuesFiles = map[string]string{
-	"default":    "",
-	"everything": chartPath + "/ci/everything-values.yaml",
-	"cluster":    chartPath + "/ci/cluster-values.yaml",
-}
+// valuesFiles are sets of values that must work, by name: those of the chart's ci folder, and the defaults, whose path is empty.
+var valuesFiles = func() map[string]string {
+	const ending = "-values.yaml"
+	files := map[string]string{"default": ""}
+	found, _ := filepath.Glob(chartPath + "/ci/*" + ending) // which errs on wrong patterns alone
+	for _, file := range found {
+		files[strings.TrimSuffix(filepath.Base(file), ending)] = file
+	}
+	return files
+}()
 
 func TestMain(m *testing.M) {
 	log.SetLogger(logr.Discard())
@@ -97,10 +101,11 @@ func command(t *testing.T, input []byte, program string, arguments ...string) (s
 	return output.String(), nil
 }
 
-// template renders the chart as `helm template` does.
+// template renders the chart as `helm template` does, for the Kubernetes that the tests run on.
 func template(t *testing.T, arguments ...string) (string, error) {
 	t.Helper()
-	return helm(t, append([]string{"template", "zuulbuild", chartPath, "--namespace", namespace}, arguments...)...)
+	usual := []string{"template", "zuulbuild", chartPath, "--namespace", namespace, "--kube-version", localcluster.KubernetesVersion()}
+	return helm(t, append(usual, arguments...)...)
 }
 
 // render is the chart's objects, hooks included, for one of valuesFiles.

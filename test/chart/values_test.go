@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"zuulbuild.dev/zuulbuild/hack"
 )
 
 func TestLint(t *testing.T) {
@@ -25,6 +27,45 @@ func TestLint(t *testing.T) {
 				t.Error(output, err)
 			}
 		})
+	}
+}
+
+// The chart refuses a Kubernetes that is older than those it is tried on, and takes a vendor's build of the least. The pages say the same.
+func TestKubernetesVersions(t *testing.T) {
+	t.Parallel()
+	versions, err := hack.Versions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var minors []int
+	for i, version := range hack.KubernetesVersions(versions) {
+		minor := 0
+		if _, err := fmt.Sscanf(version, "v1.%d.", &minor); err != nil {
+			t.Fatal(version, err)
+		}
+		if minors = append(minors, minor); minor != minors[0]+i {
+			t.Errorf("%s is not of the minor version after the one before", version)
+		}
+	}
+	least, newest := minors[0], minors[len(minors)-1]
+	if _, err := template(t, "--kube-version", fmt.Sprintf("v1.%d.0-vendor.1", least)); err != nil {
+		t.Error(err)
+	}
+	if _, err := template(t, "--kube-version", fmt.Sprintf("v1.%d.99", least-1)); err == nil || !strings.Contains(err.Error(), "kubeVersion") {
+		t.Errorf("Kubernetes 1.%d is refused with: %v", least-1, err)
+	}
+	for file, want := range map[string]string{
+		"README.md":                  fmt.Sprintf("Kubernetes 1.%d or newer", least),
+		"charts/zuulbuild/README.md": fmt.Sprintf("Kubernetes 1.%d or newer", least),
+		"docs/dependencies.md":       fmt.Sprintf("Kubernetes 1.%d to 1.%d", least, newest),
+	} {
+		content, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(content), want) {
+			t.Errorf("%s does not say %q", file, want)
+		}
 	}
 }
 
