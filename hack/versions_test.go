@@ -43,17 +43,17 @@ func TestParseVersions(t *testing.T) {
 }
 
 func TestKubernetesVersion(t *testing.T) {
-	versions := map[string]string{"OLDER_KUBERNETES_VERSIONS": "v1.1.3,v1.10.2", "KUBERNETES_VERSION": "v1.11.5"}
+	versions := map[string]string{"OLDER_KUBERNETES_VERSIONS": "v1.9.3,v1.10.2", "KUBERNETES_VERSION": "v1.11.5"}
 	tests := map[string]struct{ wanted, want, wantErr string }{
 		"none":                       {wanted: "", want: "v1.11.5"},
 		"the newest":                 {wanted: "1.11", want: "v1.11.5"},
 		"an older one":               {wanted: "1.10", want: "v1.10.2"},
 		"with a v":                   {wanted: "v1.10", want: "v1.10.2"},
-		"one that begins another":    {wanted: "1.1", want: "v1.1.3"},
+		"one that begins another":    {wanted: "1.1", wantErr: "no release of Kubernetes 1.1: "},
 		"a release that is listed":   {wanted: "1.10.2", want: "v1.10.2"},
 		"a release that is not":      {wanted: "v1.10.1", want: "v1.10.1"},
 		"a candidate":                {wanted: "1.12.0-rc.1", want: "v1.12.0-rc.1"},
-		"a minor version not listed": {wanted: "v1.9", wantErr: "no release of Kubernetes 1.9: name one, as 1.9.0, or take one of v1.1.3, v1.10.2, v1.11.5"},
+		"a minor version not listed": {wanted: "v1.8", wantErr: "no release of Kubernetes 1.8: name one, as 1.8.0, or take one of v1.9.3, v1.10.2, v1.11.5"},
 		"a folder":                   {wanted: "1.10.0/..", wantErr: "no version of Kubernetes"},
 		"a word":                     {wanted: "newest", wantErr: "no version of Kubernetes"},
 	}
