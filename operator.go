@@ -287,7 +287,9 @@ func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) erro
 	if err != nil {
 		return fmt.Errorf("--pages-address %s: %w", o.pagesAddress, err)
 	}
-	return mgr.Add(&buildpages.Server{Listener: listener, Builds: mgr.GetClient(), Logs: buildpages.NewLogStreamer(clientset)})
+	return mgr.Add(&buildpages.Server{
+		Listener: listener, Builds: mgr.GetClient(), Logs: buildpages.NewLogStreamer(clientset), Secrets: mgr.GetAPIReader(),
+	})
 }
 
 // drainOnSignal has the first SIGTERM or SIGINT end things well: nothing new is taken, what runs is reported, stop: is served. Another replica, as soon

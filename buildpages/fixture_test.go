@@ -173,7 +173,8 @@ func receive[T any](t *testing.T, from <-chan T, otherwise string) T {
 // newTestServer serves the pages of some objects at start + 60 s.
 func newTestServer(t *testing.T, logs *scriptedLogs, objects ...client.Object) *httptest.Server {
 	t.Helper()
-	pages := &Server{Builds: newReader(t, objects...), Logs: logs, MaxStreams: 2, now: func() time.Time { return at(60).Time }}
+	reader := newReader(t, objects...)
+	pages := &Server{Builds: reader, Secrets: reader, Logs: logs, MaxStreams: 2, now: func() time.Time { return at(60).Time }}
 	server := httptest.NewServer(pages.Handler())
 	server.Client().Timeout = deadline
 	t.Cleanup(func() {

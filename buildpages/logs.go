@@ -12,6 +12,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"zuulbuild.dev/zuulbuild/censor"
 )
 
 // maxTailLines bounds the tail a reader may ask for; the whole log needs no tail.
@@ -47,7 +49,8 @@ func (p podLogs) Stream(ctx context.Context, namespace, pod, container string, o
 	return p.clients.CoreV1().Pods(namespace).GetLogs(pod, request).Stream(ctx)
 }
 
-// serveLog answers /builds/NAME/log.txt: the bytes of the log as they are. While the container runs, the answer goes on as the log grows.
+// serveLog answers /builds/NAME/log.txt: the bytes of the log as they are, but for secrets that the job has censored. While the container runs, the
+// answer goes on as the log grows.
 //
 //	follow=false   only what is there now
 //	tail=N         begin with the last N lines; 1 to 1,000,000
@@ -73,6 +76,16 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 		return
 	}
 	options.Follow = options.Follow && state == logLive
+	secrets, err := censor.Of(r.Context(), s.Secrets, pod)
+	if refusal := censor.Refusal(""); errors.As(err, &refusal) {
+		writeMessage(w, r, http.StatusForbidden, "Log not shown", withheldSentence(refusal))
+		return
+	} else if err != nil {
+		log.FromContext(r.Context()).Error(err, "reading the Secrets that a log is censored for failed", "namespace", pod.Namespace, "pod", pod.Name)
+		writeMessage(w, r, http.StatusBadGateway, "Log not readable", "The Secrets that the log is censored for could not be read at this moment. Try "+
+			"again; the log of the operator says why.")
+		return
+	}
 
 	select {
 	case streams <- struct{}{}:
@@ -104,12 +117,57 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 		writeMessage(w, r, http.StatusBadGateway, "Log not readable", "The log could not be read from the cluster at this moment. Try again; the log of "+
 			"the operator says why.")
 	default:
-		if err := copyLog(r.Context(), w, stream); err != nil {
+		if err := copyLog(r.Context(), w, s.censored(r.Context(), pod, secrets, stream)); err != nil {
 			// The answer is not whole, and breaking the connection is the only way left to say so.
 			log.FromContext(r.Context()).V(1).Info("log stream broke off", "namespace", pod.Namespace, "pod", pod.Name, "reason", err.Error())
 			panic(http.ErrAbortHandler)
 		}
 	}
+}
+
+// withheldSentence explains to a person why a log is not shown.
+func withheldSentence(refusal censor.Refusal) string {
+	return "The log is not shown: the job has secrets censored in it, and " + visible(string(refusal)) + ". Whoever may read the logs of Pods has it " +
+		"from kubectl."
+}
+
+// censored is a log without the values of secrets, which are those of its Pod. It breaks off where one of them is changed while the log is read, since
+// the Pod may get the new value, too.
+func (s *Server) censored(ctx context.Context, pod *corev1.Pod, secrets *censor.Censor, stream io.ReadCloser) io.ReadCloser {
+	if secrets == nil {
+		return stream
+	}
+	check := func() error {
+		_, err := censor.Of(ctx, s.Secrets, pod)
+		return err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{&checkedReader{secrets.Reader(stream), check, s.clock, s.clock()}, stream}
+}
+
+// recheckInterval is how old a check may be when something is read by a checkedReader. The kubelet mostly takes longer to bring a new value to a
+// container, which is once a minute or so.
+const recheckInterval = 10 * time.Second
+
+// checkedReader gives what the source does, as long as check has no error.
+type checkedReader struct {
+	source  io.Reader
+	check   func() error
+	now     func() time.Time
+	checked time.Time
+}
+
+func (c *checkedReader) Read(target []byte) (int, error) {
+	count, err := c.source.Read(target)
+	if now := c.now(); count > 0 && now.Sub(c.checked) >= recheckInterval {
+		if failure := c.check(); failure != nil {
+			return 0, failure
+		}
+		c.checked = now
+	}
+	return count, err
 }
 
 // parseLogOptions reads the query of log.txt.

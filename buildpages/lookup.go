@@ -92,6 +92,8 @@ const (
 	logEnded   logState = "ended"   // there and whole
 	logGone    logState = "gone"    // was there, until its Pod went
 	logNone    logState = "none"    // there never was one
+
+	logWithheld logState = "withheld" // there, but not to be shown
 )
 
 // readable tells whether the log can be opened now.

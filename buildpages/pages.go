@@ -3,6 +3,7 @@ package buildpages
 import (
 	"bytes"
 	"embed"
+	"errors"
 	"html/template"
 	"net/http"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/censor"
 	"zuulbuild.dev/zuulbuild/description"
 )
 
@@ -61,6 +63,14 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 		writeFailure(w, r, "reading the Pod of the build failed", err)
 		return
 	}
+	state := logStateOf(build, pod)
+	sentence := state.sentence()
+	if state.readable() {
+		var refusal censor.Refusal
+		if _, err := censor.Of(r.Context(), s.Secrets, pod); errors.As(err, &refusal) {
+			state, sentence = logWithheld, withheldSentence(refusal)
+		}
+	}
 	view := describe(build, s.clock())
 	page := struct {
 		layout
@@ -74,8 +84,8 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 		layout:      newLayout(r, pageTitle(view)),
 		buildView:   view,
 		Description: template.HTML(description.Sanitize(build.Status.Description)), //nolint:gosec // G203: made harmless right here, whoever wrote it
-		Log:         logStateOf(build, pod),
-		LogSentence: logStateOf(build, pod).sentence(),
+		Log:         state,
+		LogSentence: sentence,
 		LogPath:     strings.TrimPrefix(BuildPath(build.Name), "/") + "/log.txt?namespace=" + url.QueryEscape(build.Namespace),
 		TailLines:   5000,
 	}

@@ -30,7 +30,7 @@ const (
 	defaultMaxStreams = 256
 )
 
-// Server serves the pages. Builds and Logs must be set, and Listener or Address if it is started; the rest has defaults.
+// Server serves the pages. Builds, Logs and Secrets must be set, and Listener or Address if it is started; the rest has defaults.
 // It is a manager.Runnable that runs on every replica, not only the leader.
 //
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds,verbs=get;list;watch
@@ -43,6 +43,8 @@ type Server struct {
 	Pods client.Reader
 	// Logs opens the logs of containers.
 	Logs LogStreamer
+	// Secrets reads those that logs are censored for, past every cache. It need not be allowed to: logs it would need one for are not shown then.
+	Secrets client.Reader
 	// Listener is where Start accepts connections; Start closes it. Default: a new one on Address.
 	Listener net.Listener
 	// Address is the TCP address to listen on, as in ":8080", where there is no Listener.

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/censor"
 )
 
 // collect deletes the Pod of a completed build: one that still runs at once, one that ended when its time is over. The build itself is seen to
@@ -53,6 +54,9 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	if err != nil {
 		s.end(unbuildable(err))
 		return true, nil
+	}
+	if err := censor.Note(ctx, r.Live, pod, s.job.Spec.Censor); err != nil {
+		return false, err
 	}
 	if files != nil {
 		if done, err := r.ensureFiles(ctx, s, files); done || err != nil {

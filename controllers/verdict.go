@@ -112,7 +112,7 @@ func lostTrack(f facts) *verdict {
 	for _, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
 		t := status.State.Terminated
 		if t != nil && (t.Reason == "ContainerStatusUnknown" || t.Reason == "Unknown") && !nativeSidecar(&f.pod.Spec, status.Name) {
-			said := strings.TrimSuffix(t.Reason+": "+t.Message, ": ")
+			said := strings.TrimSuffix(t.Reason+": "+endMessage(f.pod, t), ": ")
 			return lost(ReasonDisrupted, "node %s lost track of container %s, as when it stops at once: %s", f.pod.Spec.NodeName, status.Name, said)
 		}
 	}
@@ -210,7 +210,7 @@ func waitingVerdict(f facts, grace time.Duration, reason string, kubelet ...stri
 	for i, status := range slices.Concat(f.pod.Status.InitContainerStatuses, f.pod.Status.ContainerStatuses) {
 		matters := i < len(f.pod.Status.InitContainerStatuses) || slices.Contains(required, status.Name)
 		if w := status.State.Waiting; w != nil && matters && slices.Contains(kubelet, w.Reason) {
-			return failed(reason, "container %s: %s: %s", status.Name, w.Reason, w.Message)
+			return failed(reason, "container %s: %s: %s", status.Name, w.Reason, waitMessage(f.pod, w))
 		}
 	}
 	return nil
@@ -244,7 +244,7 @@ func initFailed(f facts) *verdict {
 	}
 	for _, status := range f.pod.Status.InitContainerStatuses {
 		if t := status.State.Terminated; t != nil && t.ExitCode != 0 && !nativeSidecar(&f.pod.Spec, status.Name) {
-			return failed(ReasonInitFailed, "init container %s", describeEnd(&f.pod.Spec, status.Name, t))
+			return failed(ReasonInitFailed, "init container %s", describeEnd(f.pod, status.Name, t))
 		}
 	}
 	return nil
@@ -271,7 +271,7 @@ func firstEnd(f facts, reason string, matches func(*corev1.ContainerStateTermina
 	}
 	for _, name := range v1alpha1.RequiredContainers(f.pod) {
 		if t := terminated(f.pod, name); t != nil && matches(t) {
-			return failed(reason, "container %s", describeEnd(&f.pod.Spec, name, t))
+			return failed(reason, "container %s", describeEnd(f.pod, name, t))
 		}
 	}
 	return nil
@@ -330,7 +330,7 @@ func waiting(pod *corev1.Pod) (reason, message string) {
 	}
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if w := status.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
-			return w.Reason, fmt.Sprintf("container %s: %s", status.Name, w.Message)
+			return w.Reason, fmt.Sprintf("container %s: %s", status.Name, waitMessage(pod, w))
 		}
 	}
 	for _, status := range pod.Status.InitContainerStatuses {
@@ -348,19 +348,39 @@ func nativeSidecar(spec *corev1.PodSpec, container string) bool {
 }
 
 // describeEnd is how a container ended, as a person would say it.
-func describeEnd(spec *corev1.PodSpec, container string, t *corev1.ContainerStateTerminated) string {
+func describeEnd(pod *corev1.Pod, container string, t *corev1.ContainerStateTerminated) string {
 	text := fmt.Sprintf("%s ended with exit code %d", container, t.ExitCode)
 	if t.ExitCode > 128 && t.ExitCode < 128+65 {
 		text += fmt.Sprintf(" (%s)", cmp.Or(unix.SignalName(syscall.Signal(t.ExitCode-128)), fmt.Sprintf("signal %d", t.ExitCode-128)))
 	}
 	if t.Reason == "OOMKilled" {
 		text += ", killed for want of memory"
-		if limit := memoryLimit(spec, container); limit != "" {
+		if limit := memoryLimit(&pod.Spec, container); limit != "" {
 			text += " (limit " + limit + ")"
 		}
 	}
-	if t.Message != "" {
-		text += ": " + t.Message
+	if message := endMessage(pod, t); message != "" {
+		text += ": " + message
 	}
 	return text
+}
+
+// leftOut stands for words of a container, which may be the end of its log, where the job has that censored: what is to be hidden is not known here.
+const leftOut = "(what it said is left out, because the job has its log censored)"
+
+// endMessage is what is said of the end of a container. It may be what the container wrote, unless it is for certain the runtime's or the kubelet's.
+func endMessage(pod *corev1.Pod, t *corev1.ContainerStateTerminated) string {
+	official := t.Reason == "StartError" || t.Reason == "ContainerCannotRun" || t.Reason == "ContainerStatusUnknown"
+	if t.Message == "" || official || pod.Annotations[v1alpha1.AnnotationCensor] == "" {
+		return t.Message
+	}
+	return leftOut
+}
+
+// waitMessage is what is said of a container that waits: the kubelet's words, but that of a hook that failed, which has what the hook wrote in it.
+func waitMessage(pod *corev1.Pod, w *corev1.ContainerStateWaiting) string {
+	if !strings.HasSuffix(w.Reason, "HookError") || pod.Annotations[v1alpha1.AnnotationCensor] == "" {
+		return w.Message
+	}
+	return leftOut
 }

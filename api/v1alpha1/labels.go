@@ -32,6 +32,8 @@ const (
 	// AnnotationRequiredContainers on a Pod names the containers, separated by commas, that decide the result: the main one, then every other of the
 	// template that is not optional. What else is in the Pod somebody put there since.
 	AnnotationRequiredContainers = "zuulbuild.dev/required-containers"
+	// AnnotationCensor on a Pod says which Secrets its log is censored for; see package censor. A Pod without it has nothing to hide.
+	AnnotationCensor = "zuulbuild.dev/censor"
 	// AnnotationToldToEnd on a Pod is why the operator had the kubelet end it by its deadline: ToldTimedOut or ToldSettled.
 	AnnotationToldToEnd = "zuulbuild.dev/told-to-end"
 	// AnnotationToldToEndAt on a Pod is when that was, in RFC 3339.

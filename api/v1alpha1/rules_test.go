@@ -228,6 +228,10 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 		{"a limit below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", MaxBuilds: -1}, "spec.maxBuilds"},
 		{"a first number below 1", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", FirstBuildNumber: -1}, "spec.firstBuildNumber"},
 		{"a first number too large", v1alpha1.ZuulJobSpec{Image: "i", Script: "s", FirstBuildNumber: 1 << 53}, "spec.firstBuildNumber"},
+		{"Secrets to censor", censoring(v1alpha1.CensoredSecret{Name: "a.b-c"}, v1alpha1.CensoredSecret{Name: "b", Keys: []string{"tls.key", "A_b-c"}}), ""},
+		{"no such name of a Secret", censoring(v1alpha1.CensoredSecret{Name: "a/b"}), "spec.censor[0].name"},
+		{"no such key of a Secret", censoring(v1alpha1.CensoredSecret{Name: "a", Keys: []string{"\u202e"}}), "spec.censor[0].keys[0]"},
+		{"a Secret twice", censoring(v1alpha1.CensoredSecret{Name: "a"}, v1alpha1.CensoredSecret{Name: "a", Keys: []string{"b"}}), "spec.censor[1]"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -235,6 +239,10 @@ func TestJobIsScriptOrTemplate(t *testing.T) {
 			checkRefusal(t, api.Create(t.Context(), job), c.want)
 		})
 	}
+}
+
+func censoring(secrets ...v1alpha1.CensoredSecret) v1alpha1.ZuulJobSpec {
+	return v1alpha1.ZuulJobSpec{Image: "i", Script: "s", Censor: secrets}
 }
 
 // TestRetentionIsChecked: what cannot be read as a duration would keep the operator from reading any ZuulJob at all.

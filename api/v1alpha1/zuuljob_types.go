@@ -107,6 +107,25 @@ type Retention struct {
 	Failures *RetentionLimit `json:"failures,omitempty"`
 }
 
+// CensoredSecret is a Secret whose values are kept out of logs.
+type CensoredSecret struct {
+	// name of the Secret, which is in the namespace of the ZuulJob.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// keys of the values. Default: every key there is.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:Pattern=`^[-._a-zA-Z0-9]+$`
+	// +listType=set
+	// +optional
+	Keys []string `json:"keys,omitempty"`
+}
+
 // ZuulJobSpec says how to run a job: either image and script, or a whole Pod template.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.template) ? !has(self.image) && !has(self.script) && !has(self.resources) : has(self.image) && has(self.script)",message="give either image and script (and resources), or template"
@@ -188,6 +207,15 @@ type ZuulJobSpec struct {
 	// retention is how long, and how many of, its builds and their Pods are kept.
 	// +optional
 	Retention *Retention `json:"retention,omitempty"`
+
+	// censor names Secrets whose values logs show as ****. It hides them from readers, not from the job: a script can always write a secret in a way that
+	// nothing recognises. The operator needs the right to read these Secrets; where it has not, or where one was changed since the Pod was made,
+	// the build's page shows no log. docs/jobs.md says what is recognised.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Censor []CensoredSecret `json:"censor,omitempty"`
 
 	// disabled takes the job away from Zuul; running builds go on.
 	// +optional

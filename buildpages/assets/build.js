@@ -109,7 +109,7 @@ async function followLog() {
   const display = new Screen();
   for (;;) {
     const before = logState();
-    if (before === "gone" || before === "none") return;
+    if (before === "gone" || before === "none" || before === "withheld") return;
     const whole = isReadable() && (await showLog(display).catch(() => false));
     if (whole && before === "ended") return;
     await sleep(retryMilliseconds);

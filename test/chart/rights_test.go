@@ -97,8 +97,12 @@ func TestRightsAreThoseTheCodeAsksFor(t *testing.T) {
 		want   map[string]bool
 	}{
 		"everywhere": {[]string{"--set", "scope=cluster"}, needed(t, "*")},
+		"everywhere, but Secrets": {
+			[]string{"--set", "scope=cluster", "--set", "buildNamespaces[0].name=a", "--set", "buildNamespaces[1].name=b", "--set", "buildNamespaces[1].readSecrets={*}"},
+			with(needed(t, "*"), "b: get secrets"),
+		},
 		"in two namespaces": {[]string{"--values", valuesFiles["everything"]}, with(without(with(needed(t, "check", "gate"), nodeEvents...), ownDeployment+"zuulbuild"),
-			ownDeployment+"builder")},
+			ownDeployment+"builder", "gate: get secrets deploy-token,registry")},
 		"with metrics in plain HTTP": {[]string{"--set", "metrics.secure=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
 		"without metrics":            {[]string{"--set", "metrics.enabled=false"}, without(with(needed(t, "zuulbuild-builds"), nodeEvents...), reviews...)},
 		"without cordoning":          {[]string{"--set", "rbac.cordonNodes=false"}, without(needed(t, "zuulbuild-builds"), "*: get nodes", "*: patch nodes")},

@@ -208,6 +208,7 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"no such scope":                {"scope: namespace", "at '/scope': value must be one of 'namespaces', 'cluster'"},
 		"nowhere to work":              {"buildNamespaces: []", "at '/buildNamespaces': minItems"},
 		"a job in a foreign namespace": {"jobs: {a: {namespace: elsewhere, spec: {image: i}}}", "elsewhere is none of buildNamespaces"},
+		"a Secret that cannot be":      {"buildNamespaces: [{name: a, readSecrets: [Deploy_Token]}]", "at '/buildNamespaces/0/readSecrets/0'"},
 		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
 		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
 		"no builds":                    {"maxBuilds: 0", "at '/maxBuilds': minimum"},
