@@ -19,6 +19,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 # The versions of Kubernetes that kubernetes-versions tries.
 comma := ,
 VERSIONS ?= $(subst $(comma), ,$(OLDER_KUBERNETES_VERSIONS)) $(KUBERNETES_VERSION)
+PICTURE ?= dist/dashboard.png
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
@@ -115,6 +116,13 @@ helm-upgrade: packages build ## Upgrade a release of the chart three times and d
 scale: packages build ## Run 1,000 builds under limits while the operator is killed every few seconds; SCALE=… for another number, SEED=…
 	ZUULBUILD_E2E=1 ZUULBUILD_SCALE=$(or $(SCALE),1000) ZUULBUILD_SEED=$(SEED) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) \
 		-timeout 1h -run '^TestScale$$' ./test/e2e
+
+.PHONY: dashboard
+dashboard: packages build ## Draw the dashboard of the chart from what Prometheus sees of a run, with chromium; PICTURE=… for another file than dist/dashboard.png
+	$(LOCALCLUSTER) assets >/dev/null
+	$(LOCALCLUSTER) tools prometheus
+	mkdir -p $(dir $(PICTURE))
+	ZUULBUILD_DASHBOARD=$(abspath $(PICTURE)) ZUULBUILD_PROGRAM=$(CURDIR)/bin/zuulbuild $(MEASURED) -timeout 10m -run '^TestDashboard$$' ./test/conformance
 
 .PHONY: verify
 verify: lint generate manifests ## Check style, and that generated files are as the sources say

@@ -49,6 +49,23 @@ const (
 // stageBuckets are from a second, as exact as the times of objects are, to the default of the run clock and beyond.
 var stageBuckets = []float64{1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600}
 
+// reasonsOf a result, which is how builds end where their job says nothing else in spec.onReason.
+var reasonsOf = map[string][]string{
+	ResultSuccess: {ReasonSucceeded},
+	ResultFailure: {
+		ReasonExitCode, ReasonOOMKilled, ReasonStorageExceeded, ReasonJobNotFound, ReasonInvalidPod, ReasonForbidden, ReasonImageInvalid,
+		ReasonImagePullFailed, ReasonContainerConfigError, ReasonStartError, ReasonInitFailed,
+	},
+	ResultTimedOut:       {ReasonTimedOut},
+	ResultAborted:        {ReasonAborted},
+	ResultInvalidRequest: {ReasonInvalidRequest},
+	ResultRetryLimit:     {ReasonRetryLimit},
+	resultNone: {
+		ReasonQuotaExceeded, ReasonUnschedulable, ReasonStartTimeout, ReasonDisrupted, ReasonRejected, ReasonNodeLost, ReasonPodDeleted, ReasonAbandoned,
+		ReasonUnknown,
+	},
+}
+
 var buildsDesc = prometheus.NewDesc("zuulbuild_builds",
 	"Builds that are not complete, by node class (empty for none, other beyond 100) and phase: Queued, Starting (reason and message of the build say what it "+
 		"waits for), Running or Aborting.", []string{"class", "phase"}, nil)
@@ -84,6 +101,13 @@ func newMetrics(byJob bool, failed func(error)) *Metrics {
 			"Finished builds deleted because they are no longer kept, by cause: time, or count (as many of the job ended later).", "cause"),
 		orphans: counter("zuulbuild_orphan_pods_deleted_total",
 			"Pods deleted because they have no build, by cause: build_deleted, or build_replaced (the build of that name is another one).", "cause"),
+	}
+	for result, reasons := range reasonsOf {
+		for _, reason := range reasons {
+			if !byJob { // jobs are not known yet, and most end in few ways
+				m.completed.WithLabelValues(result, reason)
+			}
+		}
 	}
 	for _, cause := range []string{expiredByTime, expiredByCount} {
 		m.deletedBuilds.WithLabelValues(cause)

@@ -54,7 +54,7 @@ var (
 		"containerd", "containerd-shim-runc-v2", "ctr", "coredns", "pause",
 	}
 	kwokBinaries = []string{"kwok"}
-	testBinaries = []string{"helm", "promtool"}
+	testBinaries = []string{"helm", "promtool", "prometheus"}
 )
 
 func newToolset() (*toolset, error) { return newToolsetOf("") }
@@ -108,8 +108,10 @@ func planTools(folder string, versions map[string]string, kubernetes string) (*t
 		ldflags: "-X sigs.k8s.io/kwok/pkg/consts.Version=" + versions["KWOK_VERSION"]})
 	add(program{name: "helm", folder: "helm-" + versions["HELM_VERSION"], target: "helm.sh/helm/v4/cmd/helm", version: versions["HELM_VERSION"],
 		ldflags: "-X helm.sh/helm/v4/internal/version.version=" + versions["HELM_VERSION"]})
-	add(program{name: "promtool", folder: "promtool-" + versions["PROMETHEUS_VERSION"], target: "github.com/prometheus/prometheus/cmd/promtool",
-		version: versions["PROMETHEUS_VERSION"], tags: "remove_all_sd"}) // without the clouds it could discover servers in
+	for _, name := range []string{"promtool", "prometheus"} {
+		add(program{name: name, folder: name + "-" + versions["PROMETHEUS_VERSION"], target: "github.com/prometheus/prometheus/cmd/" + name,
+			version: versions["PROMETHEUS_VERSION"], tags: "remove_all_sd"}) // without the clouds it could discover servers in
+	}
 	add(program{name: "pause", folder: "pause-" + pauseVersion, modulePath: ".", target: module + "/hack/localcluster/pause", version: pauseVersion})
 	return tools, nil
 }
@@ -151,7 +153,7 @@ func Tool(name string) string {
 	return tools.path(name)
 }
 
-// BuildTools builds programs where they are missing: those of a cluster, helm and promtool.
+// BuildTools builds programs where they are missing: those of a cluster, helm, promtool and prometheus.
 func BuildTools(ctx context.Context, log io.Writer, names ...string) error {
 	tools, err := newToolset()
 	if err != nil {

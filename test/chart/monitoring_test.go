@@ -85,7 +85,8 @@ func TestRunbooks(t *testing.T) {
 // Alerts and dashboard ask for metrics there are, with labels they have.
 func TestQueriesAskForMetricsThereAre(t *testing.T) {
 	known := map[string]bool{}
-	for _, row := range doctable.Rows(t, "metrics.md", "Metrics of the Gearman bridge") {
+	rows := slices.Concat(doctable.Rows(t, "metrics.md", "Metrics of the Gearman bridge"), doctable.Rows(t, "metrics.md", "Metrics of the controllers"))
+	for _, row := range rows {
 		name, _ := doctable.Code(row[0])
 		known[name] = true
 		if row[1] == "histogram" {

@@ -7,7 +7,8 @@
 //	go test -run '/stale-handle/' ./test/conformance   # one case
 //	go test -run '//geard' ./test/conformance          # one server
 //
-// TestLoad (make load) and TestSoak (make soak) show what of the contract holds under load and loss, at any scale.
+// TestLoad (make load) and TestSoak (make soak) show what of the contract holds under load and loss, at any scale. TestDashboard (make dashboard) draws
+// what the dashboard shows of it.
 package conformance
 
 import (
