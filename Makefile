@@ -69,7 +69,7 @@ packages: ## Install the Debian packages the tests and the local cluster need (a
 .PHONY: integration
 integration: packages ## Run the tests against a real API server and a real gearmand
 	$(LOCALCLUSTER) assets >/dev/null
-	$(LOCALCLUSTER) tools helm promtool
+	$(LOCALCLUSTER) tools helm helm-unittest promtool
 	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 20m ./...
 
 .PHONY: e2e
@@ -82,7 +82,7 @@ kubernetes-versions: $(VERSIONS:%=on-kubernetes-%) ## Try the chart and the cont
 on-kubernetes-%:
 	@echo "On Kubernetes $*:"
 	ZUULBUILD_KUBERNETES=$* $(LOCALCLUSTER) assets >/dev/null
-	$(LOCALCLUSTER) tools helm promtool
+	$(LOCALCLUSTER) tools helm helm-unittest promtool
 	ZUULBUILD_KUBERNETES=$* ZUULBUILD_REQUIRE_APISERVER=1 go test -count=1 -timeout 20m \
 		./hack/apiserver ./api/... ./test/chart ./controllers ./buildnumber ./replicas
 

@@ -54,7 +54,7 @@ var (
 		"containerd", "containerd-shim-runc-v2", "ctr", "coredns", "pause",
 	}
 	kwokBinaries = []string{"kwok"}
-	testBinaries = []string{"helm", "promtool", "prometheus"}
+	testBinaries = []string{"helm", "helm-unittest", "promtool", "prometheus"}
 )
 
 func newToolset() (*toolset, error) { return newToolsetOf("") }
@@ -77,7 +77,7 @@ func newToolsetOf(wanted string) (*toolset, error) {
 // planTools says where each program lives and how it is built; those of Kubernetes are of the release named, as v1.37.2.
 func planTools(folder string, versions map[string]string, kubernetes string) (*toolset, error) {
 	for _, name := range []string{"KUBERNETES_VERSION", "ETCD_VERSION", "CONTAINERD_VERSION", "COREDNS_VERSION", "KWOK_VERSION", "HELM_VERSION",
-		"PROMETHEUS_VERSION"} {
+		"HELM_UNITTEST_VERSION", "PROMETHEUS_VERSION"} {
 		if !strings.HasPrefix(versions[name], "v") {
 			return nil, fmt.Errorf("hack/versions.env: %s is %q, want a version starting with v", name, versions[name])
 		}
@@ -108,6 +108,8 @@ func planTools(folder string, versions map[string]string, kubernetes string) (*t
 		ldflags: "-X sigs.k8s.io/kwok/pkg/consts.Version=" + versions["KWOK_VERSION"]})
 	add(program{name: "helm", folder: "helm-" + versions["HELM_VERSION"], target: "helm.sh/helm/v4/cmd/helm", version: versions["HELM_VERSION"],
 		ldflags: "-X helm.sh/helm/v4/internal/version.version=" + versions["HELM_VERSION"]})
+	add(program{name: "helm-unittest", folder: "helm-unittest-" + versions["HELM_UNITTEST_VERSION"], modulePath: "hack/tools/helm-unittest",
+		target: "github.com/helm-unittest/helm-unittest/cmd/helm-unittest", version: versions["HELM_UNITTEST_VERSION"]})
 	for _, name := range []string{"promtool", "prometheus"} {
 		add(program{name: name, folder: name + "-" + versions["PROMETHEUS_VERSION"], target: "github.com/prometheus/prometheus/cmd/" + name,
 			version: versions["PROMETHEUS_VERSION"], tags: "remove_all_sd"}) // without the clouds it could discover servers in
@@ -153,7 +155,7 @@ func Tool(name string) string {
 	return tools.path(name)
 }
 
-// BuildTools builds programs where they are missing: those of a cluster, helm, promtool and prometheus.
+// BuildTools builds programs where they are missing: those of a cluster, helm, helm-unittest, promtool and prometheus.
 func BuildTools(ctx context.Context, log io.Writer, names ...string) error {
 	tools, err := newToolset()
 	if err != nil {

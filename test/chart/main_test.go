@@ -1,5 +1,5 @@
 // Package chart tests what installs the operator: the Helm chart and config/default, against a real API server that knows nothing of zuulbuild. It
-// needs the programs that `localcluster assets` and `localcluster tools helm promtool` build. ZUULBUILD_KUBERNETES says of which Kubernetes they are.
+// needs the programs that `localcluster assets` and `localcluster tools helm helm-unittest promtool` build. ZUULBUILD_KUBERNETES says of which Kubernetes they are.
 package chart
 
 import (

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"zuulbuild.dev/zuulbuild/hack"
+	"zuulbuild.dev/zuulbuild/hack/localcluster"
 )
 
 func TestLint(t *testing.T) {
@@ -27,6 +28,15 @@ func TestLint(t *testing.T) {
 				t.Error(output, err)
 			}
 		})
+	}
+}
+
+// What single values make of the chart, as its suites in charts/zuulbuild/tests say. They are rendered by Helm 3, which is not the Helm of other tests.
+func TestSuites(t *testing.T) {
+	t.Parallel()
+	program := require(t, localcluster.Tool("helm-unittest"), "tools helm-unittest")
+	if output, err := command(t, nil, program, "--strict", chartPath); err != nil {
+		t.Error(output, err)
 	}
 }
 
