@@ -48,10 +48,11 @@ func TestDashboard(t *testing.T) {
 	prometheus := s.observed()
 
 	begun := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), shownFor)
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithTimeout(t.Context(), shownFor)
 	defer cancel()
-	s.work(ctx)
-	<-ctx.Done()
+	s.work()
+	<-s.ctx.Done()
 
 	over := v1.Range{Start: begun, End: time.Now(), Step: scraping}
 	panels, err := board.Evaluate(t.Context(), prometheus, over, scraping)
@@ -73,7 +74,8 @@ func TestDashboard(t *testing.T) {
 // shift is a busy time in the life of two replicas.
 type shift struct {
 	*scene
-	metrics  []string // addresses, one for each replica there will be
+	ctx      context.Context // ends with it
+	metrics  []string        // addresses, one for each replica there will be
 	replicas []*programs.Program
 	asked    []string // jobs
 	class    string
@@ -107,10 +109,10 @@ func (s *shift) startReplica() {
 }
 
 // work has builds of every kind come from two Zuuls while things go wrong. What becomes of each build is for other tests to tell.
-func (s *shift) work(ctx context.Context) {
+func (s *shift) work() {
 	s.Helper()
 	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: "large"}, Spec: v1alpha1.ZuulNodeClassSpec{MaxBuilds: 2}}
-	s.must(s.api.Create(ctx, class))
+	s.must(s.api.Create(s.ctx, class))
 	s.Cleanup(func() { must(s, s.api.Delete(context.Background(), class)) })
 	s.class = class.Name
 	for _, name := range []string{"unit-tests", "integration-tests", "docs"} {
@@ -120,7 +122,7 @@ func (s *shift) work(ctx context.Context) {
 
 	zuuls := []*zuulclient.Client{s.zuul, s.dialServer(s.servers[1], zuulclient.Branch)}
 	leaver := s.dial(zuulclient.Zuul2)
-	sending, cancel := context.WithTimeout(ctx, sentFor)
+	sending, cancel := context.WithTimeout(s.ctx, sentFor)
 	defer cancel()
 	var sent, followed sync.WaitGroup
 	for i, zuul := range zuuls {
@@ -129,21 +131,21 @@ func (s *shift) work(ctx context.Context) {
 		})
 	}
 	// The network before the first server is away for a while.
-	if pause(ctx, 25*time.Second) {
+	if pause(s.ctx, 25*time.Second) {
 		s.proxy().Refuse(true)
 		s.proxy().Cut()
-		pause(ctx, 8*time.Second)
+		pause(s.ctx, 8*time.Second)
 		s.proxy().Refuse(false)
 	}
 	// A Zuul goes, and with it whoever waits for its builds.
 	for range 3 {
 		s.submitBy(leaver, s.request(20*time.Second, 0))
 	}
-	if pause(ctx, 15*time.Second) {
+	if pause(s.ctx, 15*time.Second) {
 		s.must(leaver.Close())
 	}
 	// The leader dies.
-	if pause(ctx, 20*time.Second) {
+	if pause(s.ctx, 20*time.Second) {
 		s.awaitLeader(s.replicas).Kill()
 		s.startReplica()
 	}
