@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	v1 "github.com/prometheus/client_golang/api/prometheus/v1"
 )
@@ -150,7 +151,7 @@ type numbers struct {
 type figure struct {
 	Name, Text, Colour, Path string
 	Middle, TextAt, NameAt   float64
-	Size                     float64 // of the text
+	Size, NameSize           float64 // of the text, of the name
 }
 
 // drawNumbers draws a panel of numbers. The name of the only one is left out, as Grafana does.
@@ -167,7 +168,7 @@ func drawNumbers(s *Shown, over v1.Range, width, height int) *numbers {
 		f.Middle, f.TextAt, f.NameAt = tenth(each*(float64(i)+.5)), tenth(float64(height)*.5), tenth(float64(height)*.72)
 		f.Size = tenth(min(48, each/float64(len(f.Text)+1)*1.4))
 		if len(s.Series) > 1 {
-			f.Name = series.Name
+			f.Name, f.NameSize = series.Name, tenth(min(11, each/float64(utf8.RuneCountInString(series.Name)+1)*1.7))
 		}
 		f.Path = path(series.Points, over.Step, func(at time.Time) float64 {
 			return each*float64(i) + 6 + (each-12)*float64(at.Sub(over.Start))/float64(over.End.Sub(over.Start))

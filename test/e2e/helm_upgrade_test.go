@@ -299,8 +299,11 @@ func (u *helmUpgrade) exit(build *zuulclient.Build, code int32) {
 	now := metav1.Now()
 	for i := range pod.Status.ContainerStatuses {
 		status := &pod.Status.ContainerStatuses[i]
-		status.Ready, status.Started = false, ptr.To(false)
-		status.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, StartedAt: pod.CreationTimestamp, FinishedAt: now}}
+		terminated := &corev1.ContainerStateTerminated{ExitCode: code, FinishedAt: now}
+		if status.State.Running != nil {
+			terminated.StartedAt = status.State.Running.StartedAt
+		}
+		status.Ready, status.Started, status.State = false, ptr.To(false), corev1.ContainerState{Terminated: terminated}
 	}
 	pod.Status.Phase = corev1.PodSucceeded
 	if code != 0 {
@@ -468,6 +471,10 @@ func (u *helmUpgrade) expectStored() {
 			u.Errorf("build %s is gone", state.UUID)
 		case !object.Complete() || object.Status.Result != state.Result:
 			u.Errorf("build %s is %s with result %q, Zuul was told %q", object.Name, object.Status.Phase, object.Status.Result, state.Result)
+		case object.Status.Result == "" && !u.geard: // from geard, those of the leader that was killed are lost
+			u.Errorf("build %s has no result: %s: %s", object.Name, object.Status.Reason, object.Status.Message)
+		case object.Status.Result == "":
+			u.Logf("build %s has no result: %s: %s", object.Name, object.Status.Reason, object.Status.Message)
 		}
 	}
 	u.must(err)
