@@ -52,6 +52,10 @@ func onNode(at time.Duration) podOption {
 	}
 }
 
+func initializedAt(at time.Duration) podOption {
+	return withCondition(corev1.PodInitialized, corev1.ConditionTrue, "", "", at)
+}
+
 func withoutNode(message string) podOption {
 	return withCondition(corev1.PodScheduled, corev1.ConditionFalse, corev1.PodReasonUnschedulable, message, 0)
 }

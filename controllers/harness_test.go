@@ -315,19 +315,8 @@ func (h *harness) report(name string, options ...podOption) {
 	for _, option := range options {
 		option(pod)
 	}
-	scheduledBeforeStarted(pod)
 	if err := h.api.Status().Patch(h.Context(), pod, client.MergeFrom(before)); err != nil {
 		h.Fatal(err)
-	}
-}
-
-// scheduledBeforeStarted has a Pod that was given its node just now have had it before its containers ended, which the fixtures say was long ago.
-func scheduledBeforeStarted(pod *corev1.Pod) {
-	for _, status := range pod.Status.ContainerStatuses {
-		t, scheduled := status.State.Terminated, podCondition(pod, corev1.PodScheduled)
-		if t != nil && t.StartedAt.Unix() > 0 && scheduled != nil && t.StartedAt.Before(&scheduled.LastTransitionTime) {
-			scheduled.LastTransitionTime = t.StartedAt
-		}
 	}
 }
 

@@ -133,10 +133,11 @@ func rejected(f facts) *verdict {
 
 // rejectedWhileRunning: a kubelet that starts again under pressure admits the Pods it has anew, and may reject one that runs. It then ends the
 // containers, and what it tells in the end is their exit codes alone: the reason is kept back while they run, and is lost (mergePodStatus of its status
-// manager). What remains is that it wrote the status from the beginning: the Pod has its node since after its main container started.
+// manager). What remains is that it wrote the status from the beginning: the Pod is initialized since after its main container started. Both times are the
+// kubelet's; when the Pod was given its node is told by another clock.
 func rejectedWhileRunning(f facts) *verdict {
-	scheduled, ended := podCondition(f.pod, corev1.PodScheduled), terminated(f.pod, v1alpha1.MainContainer(&f.pod.Spec).Name)
-	if !podTerminal(f.pod) || scheduled == nil || ended == nil || ended.StartedAt.Unix() <= 0 || !scheduled.LastTransitionTime.After(ended.StartedAt.Time) {
+	initialized, ended := podCondition(f.pod, corev1.PodInitialized), terminated(f.pod, v1alpha1.MainContainer(&f.pod.Spec).Name)
+	if !podTerminal(f.pod) || initialized == nil || ended == nil || ended.StartedAt.Unix() <= 0 || !initialized.LastTransitionTime.After(ended.StartedAt.Time) {
 		return nil
 	}
 	return lost(ReasonDisrupted, "node %s rejected the Pod while it ran, as a kubelet may that starts again under pressure", f.pod.Spec.NodeName)
