@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -151,6 +152,57 @@ func TestBuildPage(t *testing.T) {
 	status, log := get(t, "http://"+pages+"/builds/"+state.UUID+"/log.txt", "")
 	if want := kubectl(t, "logs", state.UUID); status != http.StatusOK || log != want {
 		t.Errorf("the page is answered with %d and %q, want the log %q", status, log, want)
+	}
+}
+
+// TestCensoredLog: what a script prints of a Secret that its job has censored is in the log of its container, not on the page.
+func TestCensoredLog(t *testing.T) {
+	const password = "correct horse battery staple"
+	basic := base64.StdEncoding.EncodeToString([]byte("zo0:" + password))
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "deploy"}, StringData: map[string]string{"PASSWORD": password + "\n"}}
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "publish"}, Spec: template(
+		does(`echo "password: $PASSWORD"; echo "Authorization: Basic `+basic+`"; echo published`), func(t *corev1.PodTemplateSpec) {
+			t.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{
+				LocalObjectReference: corev1.LocalObjectReference{Name: secret.Name},
+			}}}
+		})}
+	job.Spec.Censor = []v1alpha1.CensoredSecret{{Name: secret.Name}}
+	for _, object := range []client.Object{secret, job} {
+		if err := kubernetes.Create(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := kubernetes.Delete(context.Background(), object); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	kubectl(t, "create", "role", "secrets", "--verb=get", "--resource=secrets", "--resource-name="+secret.Name)
+	kubectl(t, "create", "rolebinding", "secrets", "--role=secrets", "--serviceaccount="+metav1.NamespaceDefault+":"+operatorAccount)
+	t.Cleanup(func() { kubectl(t, "delete", "role/secrets", "rolebinding/secrets") })
+	eventually(t, "the operator may read the Secret", func() bool {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:               operatorUser,
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: "get", Resource: "secrets", Name: secret.Name},
+		}}
+		return kubernetes.Create(t.Context(), review) == nil && review.Status.Allowed
+	})
+
+	address := gearmantest.StartGearmand(t)
+	pages, err := programs.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	startOperator(t, address, "--pages-address", pages)
+	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: job.Name}))
+	expectResult(t, state, "SUCCESS")
+	if log := kubectl(t, "logs", state.UUID); !strings.Contains(log, password) || !strings.Contains(log, basic) {
+		t.Fatalf("the container printed %q", log)
+	}
+	status, log := get(t, "http://"+pages+"/builds/"+state.UUID+"/log.txt", "")
+	if status != http.StatusOK || !strings.HasPrefix(log, "password: ****\n") || !strings.HasSuffix(log, "\npublished\n") ||
+		strings.Contains(log, "horse") || strings.Contains(log, basic[8:24]) {
+		t.Errorf("the page is answered with %d and %q", status, log)
 	}
 }
 
