@@ -61,7 +61,9 @@ func (b *Bridge) answer(job *gearman.Job, known bool) {
 		b.Logger.Info("A command could not be answered", "function", job.Function, "reason", err)
 		return
 	}
-	b.metrics.answered(job)
+	if known { // for a build that is not, another replica is given time to have told of it
+		b.metrics.answered(job)
+	}
 }
 
 // refuseCommand answers a job whose argument cannot be understood. Zuul sends no such thing, and whoever does shall not fill the log.

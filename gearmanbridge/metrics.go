@@ -113,7 +113,7 @@ func newMetrics(servers []string, leads func() bool, read func() (snapshot, erro
 			"Builds whose end was sent to whoever waited, by result: SUCCESS, FAILURE, ABORTED, TIMED_OUT, INVALID_REQUEST, RETRY_LIMIT, none (lost by the "+
 				"infrastructure: Zuul runs the job again; look at the reasons of the builds) or other. Sent again after a reconnect it counts again.", "result"),
 		stopDuration: histogram("zuulbuild_stop_answer_duration_seconds",
-			"Time from the assignment of a stop: request to its answer. The build ends later."),
+			"Time from the assignment of a stop: request for a build there is to its answer. The build ends later."),
 		reportDuration: histogram("zuulbuild_report_duration_seconds",
 			"Time from when this replica's cache learned that a build is complete until its finishing packet was written. Without the way from the API server, "+
 				"because status.completionTime has whole seconds only, and without builds that were complete when they were asked for."),

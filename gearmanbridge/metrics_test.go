@@ -292,7 +292,7 @@ func TestMetricsOfBuilds(t *testing.T) {
 	}
 	changes(map[string]float64{
 		"stop_requests_total outcome=stopped": 1, "stop_requests_total outcome=already_ended": 1, "stop_requests_total outcome=unknown": 1,
-		"stop_requests_total outcome=malformed": 1, "stop_answer_duration_seconds": 4, "set_description_requests_total outcome=accepted": 1,
+		"stop_requests_total outcome=malformed": 1, "stop_answer_duration_seconds": 2, "set_description_requests_total outcome=accepted": 1,
 		"set_description_requests_total outcome=unknown": 1, "set_description_requests_total outcome=malformed": 1,
 	})
 
