@@ -222,7 +222,7 @@ func placePod(spec *corev1.PodSpec, node string, class *v1alpha1.ZuulNodeClass) 
 }
 
 // restrictPod fills in what Pod Security's `restricted` profile asks for, wherever the template is silent. A template that says otherwise is left
-// as it is: whether that may run is for the namespace's own policy to decide.
+// as it is: whether that may run is for its node class and for the namespace's own policy to decide.
 func restrictPod(spec *corev1.PodSpec) {
 	if spec.AutomountServiceAccountToken == nil {
 		spec.AutomountServiceAccountToken = ptr.To(false)

@@ -55,6 +55,10 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 		s.end(unbuildable(err))
 		return true, nil
 	}
+	if forbidden := forbiddenByClass(pod, s.class); forbidden != nil {
+		s.end(forbidden)
+		return true, nil
+	}
 	if err := censor.Note(ctx, r.Live, pod, s.job.Spec.Censor); err != nil {
 		return false, err
 	}

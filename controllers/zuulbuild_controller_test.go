@@ -347,27 +347,51 @@ func TestQuotaIsWaitedFor(t *testing.T) {
 	h.awaitPod("b") // within quotaRetry
 }
 
-// TestPodSecurity: the default Pod fits the strictest profile, and a template that does not ends with the API server's own words.
+// TestPodSecurity: the default Pod fits the strictest profile. A template that does not is refused unless its node class allows it, and then the namespace
+// has its say, in the API server's own words.
 func TestPodSecurity(t *testing.T) {
 	h := newHarness(t)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: h.namespace}}
-	patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"restricted"}}}`))
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`))
 	if err := h.api.Patch(t.Context(), namespace, patch); err != nil {
 		t.Fatal(err)
 	}
-	h.job("job")
-	h.job("privileged", func(spec *v1alpha1.ZuulJobSpec) {
-		spec.Image, spec.Script = "", ""
-		container := corev1.Container{Name: "build", Image: "x", SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true)}}
-		spec.Template = &corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{container}}}
-	})
+	ofLevel := func(level v1alpha1.PodSecurityLevel) string { return "level" + string(level) + "-" + h.namespace }
+	asking := func(name string, context *corev1.SecurityContext) {
+		h.job(name, func(spec *v1alpha1.ZuulJobSpec) {
+			spec.Image, spec.Script = "", ""
+			spec.Template = &corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "build", Image: "x", SecurityContext: context}}}}
+		})
+	}
+	asking("modest", nil)
+	asking("root", &corev1.SecurityContext{RunAsUser: ptr.To[int64](0), RunAsNonRoot: ptr.To(false)})
+	asking("privileged", &corev1.SecurityContext{Privileged: ptr.To(true)})
+	for _, level := range []v1alpha1.PodSecurityLevel{"", "restricted", "baseline", "privileged"} {
+		h.create(&v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: ofLevel(level)}, Spec: v1alpha1.ZuulNodeClassSpec{PodSecurity: level}})
+	}
 	h.start()
-	h.request("b", "job", numbered(1))
-	h.request("p", "privileged", numbered(1))
-	h.awaitPod("b")
-	build := h.awaitVerdict("p", v1alpha1.PhaseFailed, "FAILURE", "Forbidden")
-	if !strings.Contains(build.Status.Message, "violates PodSecurity") {
-		t.Errorf("message %q", build.Status.Message)
+	const byClass, byNamespace = "spec.podSecurity", "violates PodSecurity"
+	for i, c := range []struct{ job, class, refused string }{
+		{"modest", "", ""},
+		{"modest", ofLevel("restricted"), ""},
+		{"root", "", byClass},
+		{"root", "a-label-of-nodes", byClass},
+		{"root", ofLevel(""), byClass},
+		{"root", ofLevel("restricted"), byClass},
+		{"root", ofLevel("baseline"), ""},
+		{"root", ofLevel("privileged"), ""},
+		{"privileged", ofLevel("baseline"), byClass},
+		{"privileged", ofLevel("privileged"), byNamespace},
+	} {
+		name := fmt.Sprintf("b%d", i)
+		h.request(name, c.job, numbered(1), func(spec *v1alpha1.ZuulBuildSpec) { spec.Node = c.class })
+		if c.refused == "" {
+			h.awaitPod(name)
+			continue
+		}
+		if build := h.awaitVerdict(name, v1alpha1.PhaseFailed, "FAILURE", "Forbidden"); !strings.Contains(build.Status.Message, c.refused) {
+			t.Errorf("%s on %q: message %q", c.job, c.class, build.Status.Message)
+		}
 	}
 }
 

@@ -8,6 +8,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// PodSecurityLevel is one of https://kubernetes.io/docs/concepts/security/pod-security-standards/
+type PodSecurityLevel string
+
+// PodSecurityRestricted is what the operator fills in where a template is silent.
+const PodSecurityRestricted PodSecurityLevel = "restricted"
+
 // ZuulNodeClassSpec says where builds of the class run. The zero value means: on Nodes labelled zuulbuild.dev/node with the class's name.
 type ZuulNodeClassSpec struct {
 	// className is what Zuul calls the class (ZUUL_NODE), where that is not the name of this object: printable ASCII without spaces. Where two
@@ -30,6 +36,13 @@ type ZuulNodeClassSpec struct {
 	// runtimeClassName of the Pods, where the job names none.
 	// +optional
 	RuntimeClassName *string `json:"runtimeClassName,omitempty"`
+
+	// podSecurity is the level of Pod Security (restricted, baseline or privileged) that Pods of the class's builds may not go beyond: where the template of a
+	// job asks for more, the build ends Forbidden. The level that the namespace enforces counts as well. Builds without a class, and those of a class that
+	// is a label of Nodes alone, have restricted. Default: restricted.
+	// +kubebuilder:validation:Enum=restricted;baseline;privileged
+	// +optional
+	PodSecurity PodSecurityLevel `json:"podSecurity,omitempty"`
 
 	// userNamespace gives each Pod a user namespace of its own (hostUsers: false), where the job's template says nothing of hostUsers: who breaks out of a
 	// container, even as root, is nobody on the node. The nodes must be able to: Linux 6.3, containerd 2.0 with runc 1.2, or CRI-O 1.25 with crun 1.9, and

@@ -232,8 +232,9 @@ var caseGroups = []caseGroup{
 			spec: template(podSpec(func(spec *corev1.PodSpec) {
 				spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "missing", MountPath: "/data"}}
 			})), outcome: decided, result: failure, reason: "InvalidPod", says: `"missing"`},
-		{name: "pod-security", what: "Pod Security refuses the Pod", spec: template(podSpec(func(spec *corev1.PodSpec) { spec.HostNetwork = true })),
-			outcome: decided, result: failure, reason: "Forbidden", says: "hostNetwork"},
+		{name: "pod-security", what: "Pod Security refuses the Pod", node: trustedClass,
+			spec:    template(podSpec(func(spec *corev1.PodSpec) { spec.HostNetwork = true })),
+			outcome: decided, result: failure, reason: "Forbidden", says: "violates PodSecurity"},
 		{name: "service-account", what: "the Pod's service account does not exist", spec: template(podSpec(func(spec *corev1.PodSpec) { spec.ServiceAccountName = "missing" })),
 			outcome: decided, result: failure, reason: "Forbidden", says: `serviceaccount "missing" not found`},
 		{name: "out-of-cpu", what: "a kubelet refuses the Pod for want of CPUs, as often as one may be made", spec: once(template(requests("1000"), assigned("node-1"))),

@@ -27,6 +27,9 @@ const recordVariable = "ZUULBUILD_RECORD"
 // fullNamespace has a quota that is used up.
 const fullNamespace = "builds-full"
 
+// trustedClass allows its builds every level of Pod Security.
+const trustedClass = "trusted"
+
 // patient is more than the slowest case takes: the node's grace, its taint, and the five minutes after which it counts as lost.
 const patient = 10 * time.Minute
 
@@ -35,6 +38,7 @@ func TestPods(t *testing.T) {
 	address := gearmantest.StartGearmand(t)
 	startOperator(t, address)
 	prepareFullNamespace(t)
+	prepareTrustedClass(t)
 	run := &caseRun{recorder: startRecorder(t), zuul: dial(t, address, zuulclient.Zuul2), all: os.Getenv(recordVariable) != ""}
 	var names []string
 	for _, group := range caseGroups {
@@ -78,6 +82,22 @@ func prepareFullNamespace(t *testing.T) {
 	eventually(t, "the quota counts", func() bool {
 		err := kubernetes.Get(t.Context(), client.ObjectKeyFromObject(quota), quota)
 		return err == nil && len(quota.Status.Hard) > 0
+	})
+}
+
+// prepareTrustedClass makes the node class that allows all that a namespace allows.
+func prepareTrustedClass(t *testing.T) {
+	t.Helper()
+	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: trustedClass}, Spec: v1alpha1.ZuulNodeClassSpec{
+		NodeSelector: map[string]string{corev1.LabelOSStable: "linux"}, PodSecurity: "privileged",
+	}}
+	if err := kubernetes.Create(t.Context(), class); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := kubernetes.Delete(context.Background(), class); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
