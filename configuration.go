@@ -218,7 +218,7 @@ func (c *configuration) print(to io.Writer) error {
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "OPTION\tVALUE\tFROM")
 	eachOption(c.flags, func(option *pflag.Flag) {
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", option.Name, legible(strings.Join(valuesOf(option), ",")), c.sources[option.Name])
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", option.Name, legible(c.text(option.Name)), c.sources[option.Name])
 	})
 	if len(c.servers) > 0 {
 		_, _ = fmt.Fprintln(table, "\nGEARMAN SERVER\tADDRESS\tTLS")

@@ -139,10 +139,11 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 
 // run works until it is told to end, drains, and ends.
 func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
-	logger, err := o.logger()
+	level, err := o.level()
 	if err != nil {
 		return err
 	}
+	logger, verbosity := newLogger(level)
 	for _, warning := range c.warnings {
 		logger.Warn("The configuration may have a mistake: " + warning)
 	}
@@ -160,9 +161,23 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lead, numbers, err := o.setup(ctx, mgr, c.servers, buildURL, logger)
+	maxBuilds := capacity.NewCeiling(o.maxBuilds)
+	lead, numbers, err := o.setup(ctx, mgr, c.servers, maxBuilds, buildURL, logger)
 	if err != nil {
 		return err
+	}
+	if o.configFile != "" {
+		reloader, err := newReloader(c, os.Environ(), map[string]func(*operatorOptions){
+			"max-builds": func(now *operatorOptions) { maxBuilds.Set(now.maxBuilds) },
+			"log-level": func(now *operatorOptions) {
+				if level, err := now.level(); err == nil {
+					verbosity.Set(level)
+				}
+			},
+		}, logger, metrics.Registry)
+		if err := errors.Join(err, mgr.Add(reloader)); err != nil {
+			return err
+		}
 	}
 	if lead.bridge.Tracer, err = tracing.New(ctx, o.traceEndpoint, version, logger); err != nil {
 		return err
@@ -184,8 +199,8 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 }
 
 // setup wires the two halves and the pages to the manager, but for the controllers, which are the leader's.
-func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers []gearmanbridge.Server, buildURL func(*v1alpha1.ZuulBuild) string,
-	logger *slog.Logger,
+func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers []gearmanbridge.Server, maxBuilds *capacity.Ceiling,
+	buildURL func(*v1alpha1.ZuulBuild) string, logger *slog.Logger,
 ) (*leadership, *buildnumber.Sequence, error) {
 	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, nil, err
@@ -208,12 +223,12 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	}
 	bridge := &gearmanbridge.Bridge{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: numbers, Builds: builds, Servers: servers, Manager: o.manager,
-		MaxBuilds: o.maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger, Metrics: metrics.Registry,
+		MaxBuilds: maxBuilds, GracePeriod: o.gracePeriod, BuildURL: buildURL, Logger: logger, Metrics: metrics.Registry,
 		Worker: gearmanbridge.WorkerInfo{Hostname: hostname, FQDN: hostname, Version: version},
 	}
 	lead := &leadership{manager: mgr, bridge: bridge, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
-			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: o.maxBuilds, BuildURL: buildURL,
+			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: maxBuilds, BuildURL: buildURL,
 			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: counts,
 		}
 		return reconciler.SetupWithManager(term)
@@ -384,14 +399,13 @@ func (o *operatorOptions) level() (level slog.Level, err error) {
 	return level, nil
 }
 
-func (o *operatorOptions) logger() (*slog.Logger, error) {
-	level, err := o.level()
-	if err != nil {
-		return nil, err
-	}
-	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
+// newLogger is for all there is to log, the libraries' lines among it. Its level may be changed at any time.
+func newLogger(level slog.Level) (*slog.Logger, *slog.LevelVar) {
+	verbosity := &slog.LevelVar{}
+	verbosity.Set(level)
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: verbosity})
 	logger := slog.New(handler)
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetSlogLogger(logger)
-	return logger, nil
+	return logger, verbosity
 }

@@ -25,7 +25,7 @@ type Builds struct {
 	records  map[types.NamespacedName]record
 	claimed  sets
 	occupied sets
-	freed    []*func()
+	freed    listeners
 }
 
 // Watch follows the builds and the Pods of a cache. Nothing is to be counted before WaitForSync has returned.
@@ -75,16 +75,7 @@ func (b *Builds) WaitForSync(ctx context.Context) bool {
 }
 
 // OnFreed has f called whenever there is less to count than before, or a build has ended, until stop is called. It must not take long.
-func (b *Builds) OnFreed(f func()) (stop func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.freed = append(b.freed, &f)
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.freed = slices.DeleteFunc(slices.Clone(b.freed), func(other *func()) bool { return other == &f })
-	}
-}
+func (b *Builds) OnFreed(f func()) (stop func()) { return b.freed.add(f) }
 
 // Claimed counts the builds that have a slot from the view of the bridge: all unfinished ones that were grabbed, with or without a Pod, and those
 // made by hand that have a Pod.
@@ -191,12 +182,9 @@ func (b *Builds) change(key types.NamespacedName, do func(*record)) {
 	less := b.claimed.move(key, before.groups(before.claims()), after.groups(after.claims()))
 	less = b.occupied.move(key, before.groups(before.occupies()), after.groups(after.occupies())) || less
 	less = before.unfinished && !after.unfinished || less // a build whose Pod was counted elsewhere, because it is not shown yet
-	freed := slices.Clip(b.freed)
 	b.mu.Unlock()
 	if less {
-		for _, f := range freed {
-			(*f)()
-		}
+		b.freed.call()
 	}
 }
 

@@ -213,7 +213,7 @@ func (r *ZuulBuildReconciler) setupAdmission(controller *builder.Builder) {
 		defer r.admission.mu.Unlock()
 		r.admission.callNext(r.Builds, r.Clock.Now())
 	}
-	limitsChanged := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+	limitsChanged := func(ctx context.Context) {
 		r.admission.mu.Lock()
 		defer r.admission.mu.Unlock()
 		r.admission.limits = nil
@@ -221,16 +221,20 @@ func (r *ZuulBuildReconciler) setupAdmission(controller *builder.Builder) {
 			ctrl.LoggerFrom(ctx).Error(err, "Changed limits are not read yet")
 		}
 		r.admission.callNext(r.Builds, r.Clock.Now())
+	}
+	changed := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+		limitsChanged(ctx)
 		return nil
 	})
 	specification := builder.WithPredicates(predicate.GenerationChangedPredicate{})
-	controller.Watches(&v1alpha1.ZuulJob{}, limitsChanged, specification)
-	controller.Watches(&v1alpha1.ZuulNodeClass{}, limitsChanged, specification)
+	controller.Watches(&v1alpha1.ZuulJob{}, changed, specification)
+	controller.Watches(&v1alpha1.ZuulNodeClass{}, changed, specification)
 	controller.WatchesRawSource(source.Func(func(ctx context.Context, requests workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 		r.admission.mu.Lock()
 		defer r.admission.mu.Unlock()
 		r.admission.call = requests.Add
-		context.AfterFunc(ctx, r.Builds.OnFreed(freed)) // the builds may outlive this controller
+		context.AfterFunc(ctx, r.Builds.OnFreed(freed)) // the builds and the ceiling may outlive this controller
+		context.AfterFunc(ctx, r.MaxBuilds.OnChange(func() { limitsChanged(ctx) }))
 		return nil
 	}))
 }
@@ -287,7 +291,7 @@ func (r *ZuulBuildReconciler) readLimits(ctx context.Context) error {
 	jobs, classes := v1alpha1.ZuulJobList{}, v1alpha1.ZuulNodeClassList{}
 	err := errors.Join(r.List(ctx, &jobs, client.UnsafeDisableDeepCopy), r.List(ctx, &classes, client.UnsafeDisableDeepCopy))
 	if err == nil {
-		limits := capacity.NewLimits(r.MaxBuilds, jobs.Items, classes.Items)
+		limits := capacity.NewLimits(r.MaxBuilds.Builds(), jobs.Items, classes.Items)
 		r.admission.limits = &limits
 	}
 	return err

@@ -307,6 +307,26 @@ func TestWaitingBuilds(t *testing.T) {
 	h.awaitPod("f")
 }
 
+// TestCeilingIsMoved: a build that waits gets its Pod when --max-builds is raised, and none begins above one that was lowered.
+func TestCeilingIsMoved(t *testing.T) {
+	h := newHarness(t)
+	h.maxBuilds = 1
+	h.start()
+	h.job("job")
+	h.request("a", "job", numbered(1))
+	h.awaitPod("a")
+	h.request("b", "job", numbered(2))
+	h.awaitWaiting("b", "at most 1 builds at once (--max-builds")
+	h.ceiling.Set(2)
+	h.awaitPod("b")
+	h.ceiling.Set(1)
+	h.run("a")
+	h.report("a", withPhase(podSucceeded), ended("build", 0, "Completed"))
+	h.awaitVerdict("a", v1alpha1.PhaseSucceeded, "SUCCESS", "Succeeded")
+	h.request("c", "job", numbered(3))
+	h.awaitWaiting("c", "at most 1 builds at once (--max-builds")
+}
+
 // TestQuotaGivesTheSlotBack: a build that the namespace has no room for keeps no other from trying.
 func TestQuotaGivesTheSlotBack(t *testing.T) {
 	h := newHarness(t)
@@ -333,7 +353,7 @@ func TestAdmissionBegins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)
 			builds := capacity.NewBuilds()
-			r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: 1, Clock: clock.RealClock{}}
+			r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: capacity.NewCeiling(1), Clock: clock.RealClock{}}
 			var scopes []*scope
 			for _, name := range []string{"first", "new"} {
 				h.request(name, "job", numbered(1))
@@ -366,7 +386,7 @@ func TestWaitIsExplained(t *testing.T) {
 	h.request("a", "job", numbered(1))
 	builds := capacity.NewBuilds()
 	builds.SetBuild(h.build("a"))
-	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: 0, Clock: clock.RealClock{}}
+	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: capacity.NewCeiling(0), Clock: clock.RealClock{}}
 	for wait, want := range map[time.Duration]string{0: "", explainWait - time.Second: "", explainWait: ReasonCapacityReached} {
 		s := &scope{build: h.build("a")}
 		s.now = s.build.CreationTimestamp.Add(wait)

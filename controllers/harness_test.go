@@ -48,6 +48,7 @@ type harness struct {
 	namespace string
 	delays    []time.Duration      // before a retry; nil for the real ones
 	maxBuilds int                  // 0 for more than any test has
+	ceiling   *capacity.Ceiling    // of the reconciler that was started last
 	podDelays []time.Duration      // before a Pod is made again; nil for the real ones
 	ahead     time.Duration        // of the time, the reconciler's clock
 	registry  *prometheus.Registry // of the reconciler that was started last
@@ -110,8 +111,9 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	if err != nil {
 		h.Fatal(err)
 	}
+	h.ceiling = capacity.NewCeiling(cmp.Or(h.maxBuilds, 1000))
 	reconciler := &ZuulBuildReconciler{
-		Builds: builds, MaxBuilds: cmp.Or(h.maxBuilds, 1000),
+		Builds: builds, MaxBuilds: h.ceiling,
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: metrics,
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },

@@ -24,7 +24,7 @@ import (
 // and be made by hand, since the API server has none of the cache's indexes.
 func (h *harness) uncached() *ZuulBuildReconciler {
 	return &ZuulBuildReconciler{
-		Builds: capacity.NewBuilds(), MaxBuilds: 10,
+		Builds: capacity.NewBuilds(), MaxBuilds: capacity.NewCeiling(10),
 		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, Metrics: newMetrics(false, nil),
 		BuildURL: func(*v1alpha1.ZuulBuild) string { return "https://builds.example.org/" },
 	}

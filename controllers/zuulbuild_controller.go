@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 )
 
 // Numbers gives out build numbers; see package buildnumber.
@@ -40,7 +41,7 @@ type ZuulBuildReconciler struct {
 	Builds   Builds
 	Recorder events.EventRecorder
 	// MaxBuilds is how many builds may have a Pod at once. Node classes and jobs may have limits of their own.
-	MaxBuilds int
+	MaxBuilds *capacity.Ceiling
 	// BuildURL is the address of the page of a build.
 	BuildURL func(*v1alpha1.ZuulBuild) string
 	Clock    clock.PassiveClock

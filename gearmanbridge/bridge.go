@@ -60,7 +60,7 @@ type Bridge struct {
 	// Manager is the MANAGER of stop:MANAGER: the name of this cluster to Zuul, the same in every replica.
 	Manager string
 	// MaxBuilds is how many builds may have a slot before no more are grabbed. Node classes and jobs may have limits of their own.
-	MaxBuilds int
+	MaxBuilds *capacity.Ceiling
 	// GracePeriod is how long a build whose Gearman job is gone may wait for its unique to come back.
 	GracePeriod time.Duration
 	// SweepInterval is the longest time between two questions to a server whether anybody waits for its jobs still, 0 for DefaultSweepInterval.
@@ -86,10 +86,10 @@ type Bridge struct {
 	slots       slots
 	sessions    []*session
 	describer   describer
-	refusals    rate.Sometimes // how often a command that is refused is told of
-	leads, led  atomic.Bool    // whether this replica leads, and whether it ever did
-	elected     chan event.GenericEvent
-	reporters   map[string]*reporter // by the server whose builds they report
+	refusals    rate.Sometimes          // how often a command that is refused is told of
+	leads, led  atomic.Bool             // whether this replica leads, and whether it ever did
+	replan      chan event.GenericEvent // holds one while the functions and limits are to be looked at again, though no object has changed
+	reporters   map[string]*reporter    // by the server whose builds they report
 }
 
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).
@@ -110,11 +110,12 @@ type session struct {
 // write descriptions.
 func (b *Bridge) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	b.describer.bridge, b.describer.changed = b, make(chan event.GenericEvent)
-	b.elected = make(chan event.GenericEvent, 1)
+	b.replan = make(chan event.GenericEvent, 1)
 	b.refusals.Interval = time.Minute
 	b.slots.count = b.usage
 	b.slots.open(b.leads.Load())
 	b.Builds.OnFreed(b.slots.wake)
+	b.MaxBuilds.OnChange(b.lookAgain)
 	if err := b.setupMetrics(); err != nil {
 		return err
 	}

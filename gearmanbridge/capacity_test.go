@@ -97,19 +97,19 @@ func (f *fixture) awaitUnfinished(total int) []v1alpha1.ZuulBuild {
 
 // TestCapacity: never more unfinished builds than there may be, whichever limit it is, and the next comes when one has ended.
 func TestCapacity(t *testing.T) {
-	const capacity, total = 3, 10
+	const room, total = 3, 10
 	tests := map[string]func(*fixture) zuulclient.Request{
 		"in all": func(f *fixture) zuulclient.Request {
 			f.job("unit")
 			return zuulclient.Request{Job: "unit"}
 		},
 		"of a class": func(f *fixture) zuulclient.Request {
-			f.class("arm", capacity)
+			f.class("arm", room)
 			f.job("unit")
 			return zuulclient.Request{Job: "unit", Node: "arm"}
 		},
 		"of a job": func(f *fixture) zuulclient.Request {
-			f.limitedJob("unit", capacity)
+			f.limitedJob("unit", room)
 			return zuulclient.Request{Job: "unit"}
 		},
 	}
@@ -118,7 +118,7 @@ func TestCapacity(t *testing.T) {
 			onEveryMode(t, func(t *testing.T, address string) {
 				f := startBridge(t, address, func(bridge *Bridge) {
 					if name == "in all" {
-						bridge.MaxBuilds = capacity
+						bridge.MaxBuilds = capacity.NewCeiling(room)
 					}
 				})
 				most := f.watchUnfinished()
@@ -129,7 +129,7 @@ func TestCapacity(t *testing.T) {
 					requests = append(requests, submit(t, zuul, request))
 				}
 				for ended := range total {
-					next := f.awaitUnfinished(min(ended+capacity, total))
+					next := f.awaitUnfinished(min(ended+room, total))
 					f.ends(&next[0], v1alpha1.PhaseSucceeded, "SUCCESS")
 				}
 				for _, request := range requests {
@@ -137,7 +137,7 @@ func TestCapacity(t *testing.T) {
 						t.Errorf("result %q", state.Result)
 					}
 				}
-				if most := most(); most != capacity {
+				if most := most(); most != room {
 					t.Errorf("%d builds were unfinished at once", most)
 				}
 			})
@@ -241,7 +241,7 @@ func buildingPackets(proxy *gearmantest.Proxy, function string) map[gearman.Pack
 func TestFullIsSilent(t *testing.T) {
 	onEveryMode(t, func(t *testing.T, address string) {
 		proxy := gearmantest.NewProxy(t, address)
-		f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.MaxBuilds = 2 })
+		f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(2) })
 		f.limitedJob("unit", 2)
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
 		first, second := submit(t, zuul, zuulclient.Request{Job: "unit"}), submit(t, zuul, zuulclient.Request{Job: "unit"})
@@ -264,6 +264,42 @@ func TestFullIsSilent(t *testing.T) {
 		awaitStart(t, late)
 		if took := time.Since(freed); took > 5*time.Second { // likewise
 			t.Errorf("the slot was empty for %v", took)
+		}
+	})
+}
+
+// TestCeilingIsMoved: when --max-builds is raised, a request that waits is taken; when it is lowered, none is until there is room again.
+func TestCeilingIsMoved(t *testing.T) {
+	onEveryMode(t, func(t *testing.T, address string) {
+		ceiling := capacity.NewCeiling(1)
+		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = ceiling })
+		f.job("unit")
+		most := f.watchUnfinished()
+		zuul := dialZuul(t, address, zuulclient.Zuul2)
+		var requests []*zuulclient.Build
+		for range 4 {
+			requests = append(requests, submit(t, zuul, zuulclient.Request{Job: "unit"}))
+		}
+		awaitStart(t, requests[0])
+		ceiling.Set(2)
+		awaitStart(t, requests[1])
+		ceiling.Set(1)
+		gearmantest.Eventually(t, patience, "the lower limit", func() bool {
+			f.bridge.slots.mu.Lock()
+			defer f.bridge.slots.mu.Unlock()
+			return f.bridge.slots.limits.All == 1
+		})
+		for i, request := range requests[:3] {
+			f.ends(f.build(request.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
+			awaitAnswer(t, zuul)
+			if i > 0 {
+				awaitStart(t, requests[i+1])
+			} else if requests[2].State().Starts > 0 {
+				t.Error("a request was taken above the lower limit")
+			}
+		}
+		if most := most(); most != 2 {
+			t.Errorf("there were %d builds at once, not 2", most)
 		}
 	})
 }
@@ -291,7 +327,7 @@ func TestPrecedence(t *testing.T) {
 func TestPoolsTakeTurns(t *testing.T) {
 	onEveryMode(t, func(t *testing.T, address string) {
 		const each = 3
-		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = 1 })
+		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(1) })
 		most := f.watchUnfinished()
 		inTheWay := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "in-the-way"}, Spec: v1alpha1.ZuulBuildSpec{Job: "other"}}
 		must(t, f.api.Create(t.Context(), inTheWay))
@@ -406,7 +442,7 @@ func TestLimitIsNew(t *testing.T) {
 // TestCapacityAfterDelete: a build that nobody waits for takes a slot too, and gives it back also when it is deleted.
 func TestCapacityAfterDelete(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, address string) {
-		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = 1 })
+		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(1) })
 		f.job("unit")
 		f.awaitRegistered("unit", reasonRegistered)
 		byHand := &v1alpha1.ZuulBuild{}

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/description"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
@@ -141,7 +142,7 @@ func described(text string) func(*v1alpha1.ZuulBuild) bool {
 // the other.
 func TestSetDescription(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, address string) {
-		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = 1 })
+		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(1) })
 		f.job("unit")
 		for _, dialect := range []zuulclient.Dialect{zuulclient.Zuul2, zuulclient.Branch} {
 			t.Run(dialect.String(), func(t *testing.T) {

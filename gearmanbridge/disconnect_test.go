@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -81,13 +82,15 @@ func (f *fixture) awaitAlone() {
 // long as gearmand knows them, and then tell their results.
 func TestFullIsReplayed(t *testing.T) {
 	onEveryGearmand(t, func(t *testing.T, address string) {
-		const capacity = 2
+		const room = 2
 		proxy := gearmantest.NewProxy(t, address)
-		f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.MaxBuilds, bridge.GracePeriod = capacity, 600*time.Millisecond })
+		f := startBridge(t, proxy.Address, func(bridge *Bridge) {
+			bridge.MaxBuilds, bridge.GracePeriod = capacity.NewCeiling(room), 600*time.Millisecond
+		})
 		f.job("unit")
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
 		var requests []*zuulclient.Build
-		for range capacity {
+		for range room {
 			request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 			awaitStart(t, request)
 			f.runs(f.build(request.State().UUID))

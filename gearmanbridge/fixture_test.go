@@ -80,7 +80,7 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	must(t, err)
 	f.bridge = &Bridge{
 		Builds: builds,
-		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Manager: testManager, MaxBuilds: 10, GracePeriod: time.Minute,
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Manager: testManager, MaxBuilds: capacity.NewCeiling(10), GracePeriod: time.Minute,
 		Numbers:  &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Servers:  []Server{{Name: "zuul", Address: address}},
 		BuildURL: func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },

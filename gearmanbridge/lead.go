@@ -29,8 +29,13 @@ func (b *Bridge) Lead() {
 	for _, s := range b.sessions {
 		s.management.Wake()
 	}
+	b.lookAgain()
+}
+
+// lookAgain has the functions and the limits made anew.
+func (b *Bridge) lookAgain() {
 	select {
-	case b.elected <- event.GenericEvent{Object: &v1alpha1.ZuulJob{}}:
+	case b.replan <- event.GenericEvent{Object: &v1alpha1.ZuulJob{}}:
 	default: // somebody will look already
 	}
 }

@@ -37,7 +37,7 @@ func (r *registrar) setup(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.ZuulJob{}, all).
 		Watches(&v1alpha1.ZuulNodeClass{}, all).
 		Watches(&corev1.Node{}, all).
-		WatchesRawSource(source.Channel(r.bridge.elected, all)).
+		WatchesRawSource(source.Channel(r.bridge.replan, all)).
 		Complete(r)
 }
 
@@ -57,7 +57,7 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 	}
 	functions, registrations := plan(jobs.Items, names)
 	r.bridge.functions.merge(functions)
-	if err := r.bridge.setFunctions(functions, capacity.NewLimits(r.bridge.MaxBuilds, jobs.Items, classes.Items)); err != nil {
+	if err := r.bridge.setFunctions(functions, capacity.NewLimits(r.bridge.MaxBuilds.Builds(), jobs.Items, classes.Items)); err != nil {
 		return ctrl.Result{}, err
 	}
 	if !r.bridge.leads.Load() {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -251,7 +252,7 @@ func TestServerInTrouble(t *testing.T) {
 func TestServerThatDoesNotRead(t *testing.T) {
 	const reconcilers = 8
 	oneAddress, _ := gearmantest.StartServer(t, gearman.Geard)
-	f, twoAddress := startTwoServers(t, Server{Address: oneAddress}, func(bridge *Bridge) { bridge.MaxBuilds = 2 * reconcilers })
+	f, twoAddress := startTwoServers(t, Server{Address: oneAddress}, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(2 * reconcilers) })
 	f.job("unit")
 	zuulOne, zuulTwo := dialZuul(t, oneAddress, zuulclient.Zuul2), dialZuul(t, twoAddress, zuulclient.Zuul2)
 	var stuck []*zuulclient.Build

@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -17,7 +18,7 @@ import (
 // TestStopRunning: stop: is answered before the build ends, marks it, and the build then ends on its own job.
 func TestStopRunning(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, address string) {
-		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = 1 }) // so that there is no free slot for stop: either
+		f := startBridge(t, address, func(bridge *Bridge) { bridge.MaxBuilds = capacity.NewCeiling(1) }) // so that there is no free slot for stop: either
 		f.job("unit")
 		for _, dialect := range []zuulclient.Dialect{zuulclient.Zuul2, zuulclient.Branch} {
 			t.Run(dialect.String(), func(t *testing.T) {
