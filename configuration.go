@@ -196,7 +196,7 @@ that comes from, and the Gearman servers. No cluster is asked, and no Gearman se
 Exit codes: 0 nothing is wrong; 1 something is, and standard error says what, each fault on a line. Among them are files of
 TLS that cannot be used now, which would not keep the operator from starting.`,
 		Example: `  zuulbuild config check --config zuulbuild.yaml
-  kubectl --namespace zuulbuild-system exec deployment/zuulbuild -- /zuulbuild config check --gearman-servers /etc/zuulbuild/servers.yaml`,
+  kubectl --namespace zuulbuild-system exec deployment/zuulbuild -- /zuulbuild config check --config /etc/zuulbuild/config/zuulbuild.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			c := o.configure(command.Flags(), os.Environ())

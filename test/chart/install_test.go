@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/util/cert"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -287,6 +288,14 @@ func TestRelease(t *testing.T) {
 	if uid("third") != first {
 		t.Error("the second upgrade made the job anew")
 	}
+	helmRun("rollback", "zuulbuild", "2", "--kubeconfig", access, "--namespace", namespace)
+	if uid("second") != first {
+		t.Error("the rollback made the job anew")
+	}
+	helmRun("rollback", "zuulbuild", "1", "--kubeconfig", access, "--namespace", namespace)
+	uid("first") // made anew: Helm does not know it as part of the first revision
+	helmRun(append([]string{"upgrade", "zuulbuild", chartPath}, values("fourth")...)...)
+	uid("fourth")
 
 	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
 	if err := c.Get(t.Context(), key, job); !apierrors.IsNotFound(err) {
@@ -294,6 +303,14 @@ func TestRelease(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"CustomResourceDefinition", "CustomResourceDefinition", "CustomResourceDefinition"}, remains(t.Context(), t, c)); diff != "" {
 		t.Errorf("what an uninstall leaves (-wanted +there):\n%s", diff)
+	}
+
+	install(values("first", "--set-json", `nodeClasses={"large":{"maxBuilds":3}}`))
+	helmRun("uninstall", "zuulbuild", "--kubeconfig", access, "--namespace", namespace)
+	for key, object := range map[client.ObjectKey]client.Object{key: job, {Name: "large"}: class} {
+		if err := c.Get(t.Context(), key, object); !apierrors.IsNotFound(err) {
+			t.Errorf("%T %s outlives a release that was never upgraded: %v", object, key.Name, err)
+		}
 	}
 
 	install(values("first", "--set", "crds.keep=false"))
@@ -305,6 +322,54 @@ func TestRelease(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// An upgrade that would take a namespace with its builds, or the definitions with all objects, says so and does nothing.
+func TestUpgradeTakesNoBuilds(t *testing.T) {
+	c := newClient(t)
+	access := []string{"--kubeconfig", kubeconfig(t), "--namespace", namespace}
+	run := func(arguments ...string) error {
+		t.Helper()
+		_, err := helm(t, append(arguments, access...)...)
+		return err
+	}
+	defer func() {
+		if err := run("uninstall", "zuulbuild"); err != nil {
+			t.Error(err)
+		}
+		awaitServed(t, c)
+	}()
+	const made = `buildNamespaces=[{"name":"made","create":true},{"name":"made-too","create":true}]` // which nobody here ever takes away
+	withoutDefinitions(t, c)
+	if err := run("install", "zuulbuild", chartPath, "--create-namespace", "--set=crds.keep=false", "--set-json", made); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ arguments, want []string }{
+		"without the entry":    {[]string{"--set-json", `buildNamespaces=[{"name":"made-too","create":true}]`}, []string{"namespace made,", "every build"}},
+		"as one that is there": {[]string{"--set-json", `buildNamespaces=[{"name":"made"},{"name":"made-too","create":true}]`}, []string{"namespace made,", "create: true"}},
+		"with others alone":    {[]string{"--set-json", `buildNamespaces=[{"name":"other","create":true}]`}, []string{"namespace made", "every build"}},
+		"without definitions":  {[]string{"--set-json", made, "--set=crds.install=false"}, []string{"crds.install", "crds.keep=true first"}},
+	} {
+		err := run(append([]string{"upgrade", "zuulbuild", chartPath, "--set=crds.keep=false"}, test.arguments...)...)
+		if err == nil {
+			t.Fatalf("%s: the upgrade went through", name)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, without %q", name, err, want)
+			}
+		}
+	}
+	kept := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "made"}}
+	if err := c.Patch(t.Context(), kept, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"helm.sh/resource-policy":"keep"}}}`))); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("upgrade", "zuulbuild", chartPath, "--set=crds.keep=false", "--set-json", `buildNamespaces=[{"name":"made-too","create":true}]`); err != nil {
+		t.Error("with the namespace kept:", err)
+	}
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(kept), kept); err != nil || kept.DeletionTimestamp != nil {
+		t.Errorf("the namespace that was kept is gone: %v", err)
+	}
 }
 
 // describeDefinitions tells how far the API server is with taking our definitions away.
@@ -368,18 +433,48 @@ func TestKustomizeAgreesWithChart(t *testing.T) {
 		// Selectors and the names of generated objects are each one's own, and what is a default needs no flag.
 		spec.TopologySpreadConstraints[0].LabelSelector = nil
 		spec.Volumes[0].ConfigMap.Name = ""
-		spec.Containers[0].Args = slices.DeleteFunc(spec.Containers[0].Args, func(argument string) bool {
-			return slices.Contains([]string{"--manager=zuulbuild", "--max-builds=100", "--grace-period=60s", "--pages-address=:8080", "--health-address=:8081",
-				"--log-level=info"}, argument) || strings.HasPrefix(argument, "--pages-url=")
-		})
 		return spec
 	}
 	if diff := cmp.Diff(pod(theirs), pod(mine)); diff != "" {
 		t.Errorf("Pods differ (-chart +config/default):\n%s", diff)
 	}
+	ofDefault := configurationOf(t, mine)
+	for option, value := range configurationOf(t, theirs) { // those that config/default leaves out have their defaults
+		if _, said := ofDefault[option]; said && option != "servers" && fmt.Sprint(value) != fmt.Sprint(ofDefault[option]) {
+			t.Errorf("%s is %v in the chart and %v in config/default", option, value, ofDefault[option])
+		} else if usual, is := defaultsOfOptions[option]; !said && (!is || usual != value) {
+			t.Errorf("%s is %v in the chart and not in config/default", option, value)
+		}
+	}
 }
 
-// The program takes the arguments and the file of servers that the chart and config/default give it: it gets as far as looking for a cluster.
+// defaultsOfOptions are those of the operator that the chart says all the same; TestProgramTakesItsArguments has the program itself say the others.
+var defaultsOfOptions = map[string]any{
+	"manager": "zuulbuild", "max-builds": 100.0, "grace-period": "60s", "pages-address": ":8080", "health-address": ":8081", "log-level": "info",
+}
+
+// configurationText is the file of options that the operator of these objects is given.
+func configurationText(t *testing.T, all []*unstructured.Unstructured) string {
+	t.Helper()
+	for _, object := range all {
+		if text, _, _ := unstructured.NestedString(object.Object, "data", "zuulbuild.yaml"); text != "" {
+			return text
+		}
+	}
+	t.Fatal("there is no zuulbuild.yaml")
+	return ""
+}
+
+func configurationOf(t *testing.T, all []*unstructured.Unstructured) map[string]any {
+	t.Helper()
+	options := map[string]any{}
+	if err := yaml.UnmarshalStrict([]byte(configurationText(t, all)), &options); err != nil {
+		t.Fatal(err)
+	}
+	return options
+}
+
+// The program takes the arguments and the file of options that the chart and config/default give it: it gets as far as looking for a cluster.
 func TestProgramTakesItsArguments(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -399,12 +494,7 @@ func TestProgramTakesItsArguments(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			folder, arguments := t.TempDir(), []string(nil)
 			for _, object := range all {
-				switch data, _, _ := unstructured.NestedString(object.Object, "data", "servers.yaml"); {
-				case data != "":
-					if err := os.WriteFile(filepath.Join(folder, "servers.yaml"), []byte(data), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				case object.GetKind() == "Deployment" && !strings.HasSuffix(object.GetName(), "-gearman"):
+				if object.GetKind() == "Deployment" && !strings.HasSuffix(object.GetName(), "-gearman") {
 					deployment := appsv1.Deployment{}
 					into(t, object.Object, &deployment)
 					arguments = deployment.Spec.Template.Spec.Containers[0].Args
@@ -412,7 +502,9 @@ func TestProgramTakesItsArguments(t *testing.T) {
 			}
 			certificate, key, err := cert.GenerateSelfSignedCertKey("zuulbuild-metrics", nil, nil)
 			if err == nil {
-				err = errors.Join(os.Mkdir(filepath.Join(folder, "metrics"), 0o700),
+				options := strings.ReplaceAll(configurationText(t, all), "/etc/zuulbuild", folder)
+				err = errors.Join(os.Mkdir(filepath.Join(folder, "metrics"), 0o700), os.Mkdir(filepath.Join(folder, "config"), 0o700),
+					os.WriteFile(filepath.Join(folder, "config/zuulbuild.yaml"), []byte(options), 0o600),
 					os.WriteFile(filepath.Join(folder, "metrics/tls.crt"), certificate, 0o600), os.WriteFile(filepath.Join(folder, "metrics/tls.key"), key, 0o600))
 			}
 			if err != nil {
@@ -433,13 +525,14 @@ func TestRenderedDetails(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
 		values []string
-		want   []string // in the arguments or the image of the operator
+		want   []string // in the options, the image or the seconds of the operator
 	}{
-		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "--pages-url=http://zuulbuild.zuulbuild-system.svc", "--namespace=zuulbuild-builds", "3660"}},
-		"an address":    {[]string{"pages.url=https://a.example.org/ci", "pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=https://a.example.org/ci"}},
-		"plain ingress": {[]string{"pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"--pages-url=http://b"}},
-		"traces":        {[]string{"tracing.endpoint=http://collector:4318"}, []string{"--trace-endpoint=http://collector:4318"}},
-		"a short drain": {[]string{"drainTimeoutSeconds=5", "image.tag=x"}, []string{"--drain-timeout=5s", "65", ":x"}},
+		"defaults":      {nil, []string{"zuulbuild.dev/zuulbuild:0.1.0", "pages-url: http://zuulbuild.zuulbuild-system.svc", "- zuulbuild-builds", "3660"}},
+		"an address":    {[]string{"pages.url=https://a.example.org/ci", "pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"pages-url: https://a.example.org/ci"}},
+		"plain ingress": {[]string{"pages.ingress.enabled=true", "pages.ingress.host=b"}, []string{"pages-url: http://b"}},
+		"traces":        {[]string{"tracing.endpoint=http://collector:4318"}, []string{"trace-endpoint: http://collector:4318"}},
+		"a short drain": {[]string{"drainTimeoutSeconds=5", "image.tag=x"}, []string{"drain-timeout: 5s", "65", ":x"}},
+		"many builds":   {[]string{"maxBuilds=2000000"}, []string{"max-builds: 2000000"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -447,16 +540,40 @@ func TestRenderedDetails(t *testing.T) {
 			for _, value := range test.values {
 				arguments = append(arguments, "--set", value)
 			}
+			all := render(t, "default", arguments...)
 			deployment := appsv1.Deployment{}
-			into(t, find(t, render(t, "default", arguments...), "Deployment", "zuulbuild").Object, &deployment)
+			into(t, find(t, all, "Deployment", "zuulbuild").Object, &deployment)
 			pod := deployment.Spec.Template.Spec
-			told := strings.Join(append(pod.Containers[0].Args, pod.Containers[0].Image, fmt.Sprint(*pod.TerminationGracePeriodSeconds)), "\n") + "\n"
+			told := fmt.Sprintf("%s%s\n%d\n", configurationText(t, all), pod.Containers[0].Image, *pod.TerminationGracePeriodSeconds)
 			for _, want := range test.want {
 				if !strings.Contains(told, want+"\n") {
 					t.Errorf("no %q in\n%s", want, told)
 				}
 			}
 		})
+	}
+}
+
+// Pods are replaced for what they read at their start, and not for what they follow while they run.
+func TestWhatReplacesPods(t *testing.T) {
+	t.Parallel()
+	pod := func(arguments ...string) corev1.PodTemplateSpec {
+		deployment := appsv1.Deployment{}
+		into(t, find(t, render(t, "default", arguments...), "Deployment", "zuulbuild").Object, &deployment)
+		return deployment.Spec.Template
+	}
+	before := pod()
+	for setting, replaces := range map[string]bool{
+		"maxBuilds=300": false, "logLevel=debug": false, "buildNamespaces[0].keep=true": false,
+		"manager=other": true, "gracePeriodSeconds=61": true, "gearman.servers[0].address=gearman.example.org": true, "pages.url=https://a.example.org": true,
+	} {
+		arguments := []string{"--set", setting}
+		if strings.HasPrefix(setting, "buildNamespaces") {
+			arguments = append(arguments, "--set", "buildNamespaces[0].name=zuulbuild-builds,buildNamespaces[0].create=true")
+		}
+		if after := pod(arguments...); cmp.Equal(before, after) == replaces {
+			t.Errorf("%s replaces Pods: %v", setting, !replaces)
+		}
 	}
 }
 

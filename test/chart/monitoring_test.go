@@ -2,6 +2,7 @@ package chart
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -171,22 +172,22 @@ func TestMetricsAreSecure(t *testing.T) {
 	}
 	tests := map[string]struct {
 		values  []string
-		flags   []string // of the operator that are about it
+		options map[string]any // of the operator that are about it
 		scheme  string
 		tls     map[string]any
 		readers []string // of a role that is there
 	}{
-		"as it is": {flags: []string{"--metrics-secure"}, scheme: "https", tls: map[string]any{"insecureSkipVerify": true}},
+		"as it is": {options: map[string]any{"metrics-secure": true}, scheme: "https", tls: map[string]any{"insecureSkipVerify": true}},
 		"with a certificate": {
-			values: []string{"metrics.certSecret=metrics-tls", "metrics.readers[0].name=prometheus", "metrics.readers[0].namespace=monitoring"},
-			flags:  []string{"--metrics-secure", "--metrics-cert-dir=/etc/zuulbuild/metrics"}, scheme: "https",
+			values:  []string{"metrics.certSecret=metrics-tls", "metrics.readers[0].name=prometheus", "metrics.readers[0].namespace=monitoring"},
+			options: map[string]any{"metrics-secure": true, "metrics-cert-dir": "/etc/zuulbuild/metrics"}, scheme: "https",
 			tls: map[string]any{
 				"serverName": "zuulbuild-metrics.zuulbuild-system.svc",
 				"ca":         map[string]any{"secret": map[string]any{"name": "metrics-tls", "key": "ca.crt"}},
 			},
 			readers: []string{"monitoring/prometheus"},
 		},
-		"in plain HTTP": {values: []string{"metrics.secure=false", "metrics.certSecret=metrics-tls", "metrics.readers[0].name=a", "metrics.readers[0].namespace=b"}},
+		"in plain HTTP": {values: []string{"metrics.secure=false"}, options: map[string]any{"metrics-secure": false}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -199,21 +200,17 @@ func TestMetricsAreSecure(t *testing.T) {
 			into(t, find(t, all, "Deployment", "zuulbuild").Object, &deployment)
 			into(t, find(t, all, "ServiceMonitor", "zuulbuild").Object, &scraper)
 			pod := deployment.Spec.Template.Spec
-			var flags []string
-			for _, argument := range pod.Containers[0].Args {
-				if strings.HasPrefix(argument, "--metrics-secure") || strings.HasPrefix(argument, "--metrics-cert-dir") {
-					flags = append(flags, argument)
-				}
-			}
-			if diff := cmp.Diff(test.flags, flags); diff != "" {
-				t.Errorf("flags (-want +got):\n%s", diff)
+			options := configurationOf(t, all)
+			maps.DeleteFunc(options, func(option string, _ any) bool { return option != "metrics-secure" && option != "metrics-cert-dir" })
+			if diff := cmp.Diff(test.options, options); diff != "" {
+				t.Errorf("options (-want +got):\n%s", diff)
 			}
 			endpoint := scraper.Spec.Endpoints[0]
 			if diff := cmp.Diff(test.tls, endpoint.TLSConfig); diff != "" || endpoint.Scheme != test.scheme || (endpoint.BearerTokenFile != "") != (test.scheme != "") {
 				t.Errorf("Prometheus is told %+v", endpoint)
 			}
 			mounted := slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/etc/zuulbuild/metrics" })
-			if mounted != (len(test.flags) == 2) || mounted != (len(pod.Volumes) == 1) {
+			if mounted != (len(test.options) == 2) || mounted != (len(pod.Volumes) == 2) {
 				t.Errorf("mounts %v of %v", pod.Containers[0].VolumeMounts, pod.Volumes)
 			}
 			var roles, readers []string

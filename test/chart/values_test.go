@@ -222,6 +222,10 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
 		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
 		"no builds":                    {"maxBuilds: 0", "at '/maxBuilds': minimum"},
+		"a namespace of others":        {"buildNamespaces: [{name: ci, quota: {pods: 5}}]", "buildNamespaces[0] (ci).quota: only a namespace that the chart makes"},
+		"builds beside the operator":   {"buildNamespaces: [{name: zuulbuild-system}]", "cannot share the namespace of the operator"},
+		"alerts without metrics":       {"metrics: {enabled: false, prometheusRule: {enabled: true}}", "metrics.prometheusRule.enabled: there are no metrics"},
+		"readers of open metrics":      {"metrics: {secure: false, readers: [{name: a, namespace: b}]}", "metrics.readers: that is for"},
 		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
 	for name, test := range tests {
@@ -274,7 +278,7 @@ func described(t *testing.T, schema, values map[string]any, path string) {
 	properties, _ := schema["properties"].(map[string]any)
 	for name, property := range properties {
 		value, there := values[name]
-		if !there && path+name != "global" {
+		if !there && path+name != "global" && path+name != "enabled" {
 			t.Errorf("values.yaml lacks %s%s", path, name)
 		}
 		if child, ok := value.(map[string]any); ok {

@@ -28,11 +28,6 @@ app.kubernetes.io/component: operator
 app.kubernetes.io/component: gearman
 {{- end }}
 
-{{- define "zuulbuild.test.selector" -}}
-{{ include "zuulbuild.selector" . }}
-app.kubernetes.io/component: test
-{{- end }}
-
 {{- define "zuulbuild.labels" -}}
 {{ include "zuulbuild.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -70,9 +65,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* What the restricted level of Pod Security asks for, and a root file system nothing can be written to. */}}
 {{- define "zuulbuild.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
+{{- with .Values.podSecurityContext }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "zuulbuild.containerSecurityContext" -}}
@@ -119,6 +115,52 @@ capabilities: {drop: [ALL]}
 {{- dict "servers" $servers | toJson }}
 {{- end }}
 
+{{/* The options of the operator as `--config` has them, as a JSON object; docs/configuration.md tells what each means. */}}
+{{- define "zuulbuild.configuration" -}}
+{{- $options := dict
+  "manager" .Values.manager
+  "max-builds" (int .Values.maxBuilds)
+  "grace-period" (printf "%ds" (int .Values.gracePeriodSeconds))
+  "drain-timeout" (printf "%ds" (int .Values.drainTimeoutSeconds))
+  "leader-deployment" (include "zuulbuild.fullname" .)
+  "pages-address" ":8080"
+  "pages-url" (include "zuulbuild.pagesUrl" .)
+  "health-address" ":8081"
+  "metrics-address" (ternary (printf ":%d" (int .Values.metrics.port)) "0" .Values.metrics.enabled)
+  "metrics-secure" (include "zuulbuild.secureMetrics" . | eq "yes")
+  "log-level" .Values.logLevel
+}}
+{{- if include "zuulbuild.metricsCertificate" . }}{{ $_ := set $options "metrics-cert-dir" "/etc/zuulbuild/metrics" }}{{ end }}
+{{- with .Values.tracing.endpoint }}{{ $_ := set $options "trace-endpoint" . }}{{ end }}
+{{- if eq .Values.scope "namespaces" }}
+{{- $names := list }}
+{{- range .Values.buildNamespaces }}{{ $names = append $names .name }}{{ end }}
+{{- $_ := set $options "namespace" $names }}
+{{- end }}
+{{- with (include "zuulbuild.servers" . | fromJson).servers }}{{ $_ := set $options "servers" . }}{{ end }}
+{{- $options | toJson }}
+{{- end }}
+
+{{/* Of a Service, what .service of the values says, but for its port and annotations. */}}
+{{- define "zuulbuild.serviceType" -}}
+type: {{ .type }}
+{{- with .externalTrafficPolicy }}
+externalTrafficPolicy: {{ . }}
+{{- end }}
+{{- with .loadBalancerClass }}
+loadBalancerClass: {{ . | quote }}
+{{- end }}
+{{- with .loadBalancerSourceRanges }}
+loadBalancerSourceRanges:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/* The Secret with the certificate of the metrics, or nothing. */}}
+{{- define "zuulbuild.metricsCertificate" -}}
+{{- if include "zuulbuild.secureMetrics" . }}{{ .Values.metrics.certSecret }}{{ end }}
+{{- end }}
+
 {{/* Not empty where metrics are served by HTTPS. */}}
 {{- define "zuulbuild.secureMetrics" -}}
 {{- if and .Values.metrics.enabled .Values.metrics.secure }}yes{{ end }}
@@ -139,17 +181,54 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{/*
-Metadata for objects of our own kinds. Where the definitions come with this very installation, Helm could not tell what these kinds are before it has
-installed them: then they are hooks after it, marked so that the next upgrade makes them part of the release.
+The annotations of an object of .kind, one of our own, as a JSON list: it is there once for each of them. Where the definitions come with this very
+installation, Helm could not tell what these kinds are before it has installed them. Then the objects are hooks after it, marked so that the next upgrade
+makes them part of the release; and, because Helm forgets hooks, once more hooks that an uninstallation makes anew and takes away.
 */}}
 {{- define "zuulbuild.ownKind" -}}
-{{- if .kind | printf "zuulbuild.dev/v1alpha1/%s" | .root.Capabilities.APIVersions.Has | not }}
-annotations:
-  helm.sh/hook: post-install,post-upgrade
-  helm.sh/hook-delete-policy: hook-failed
-  meta.helm.sh/release-name: {{ .root.Release.Name }}
-  meta.helm.sh/release-namespace: {{ .root.Release.Namespace }}
+{{- if .kind | printf "zuulbuild.dev/v1alpha1/%s" | .root.Capabilities.APIVersions.Has }}
+{{- list dict | toJson }}
+{{- else }}
+{{- $made := dict
+  "helm.sh/hook" "post-install,post-upgrade,post-rollback" "helm.sh/hook-delete-policy" "hook-failed"
+  "meta.helm.sh/release-name" .root.Release.Name "meta.helm.sh/release-namespace" .root.Release.Namespace
+}}
+{{- $taken := dict "helm.sh/hook" "pre-delete" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" }}
+{{- list $made $taken | toJson }}
 {{- end }}
+{{- end }}
+
+{{/*
+The entries of buildNamespaces that the chart makes, as a JSON object with the list `namespaces`, each with all its settings. What is not said is safe:
+builds run what anybody proposed.
+*/}}
+{{- define "zuulbuild.madeNamespaces" -}}
+{{- $made := list }}
+{{- range $i, $given := .Values.buildNamespaces }}
+{{- $where := printf "buildNamespaces[%d] (%s)" $i $given.name }}
+{{- if eq $given.name $.Release.Namespace }}
+{{- fail (printf "%s: builds run what anybody proposed for review, so they cannot share the namespace of the operator" $where) }}
+{{- end }}
+{{- if $given.create }}
+{{- $policy := $given.networkPolicy | default dict }}
+{{- $quota := dict "pods" (add $.Values.maxBuilds 50 | toString) "services.loadbalancers" "0" "services.nodeports" "0" }}
+{{- $made = append $made (dict
+  "name" $given.name "keep" ($given.keep | default false)
+  "labels" ($given.labels | default dict) "annotations" ($given.annotations | default dict)
+  "podSecurity" ($given.podSecurity | default "restricted")
+  "quota" (hasKey $given "quota" | ternary $given.quota $quota) "limits" ($given.limits | default list)
+  "closed" (hasKey $policy "enabled" | ternary $policy.enabled true)
+  "dns" (hasKey $policy "dns" | ternary $policy.dns true) "egress" ($policy.egress | default list)
+) }}
+{{- else }}
+{{- range $key := list "keep" "labels" "annotations" "podSecurity" "quota" "limits" "networkPolicy" }}
+{{- if hasKey $given $key }}
+{{- fail (printf "%s.%s: only a namespace that the chart makes is given that: say create: true, or see to it yourself" $where $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- dict "namespaces" $made | toJson }}
 {{- end }}
 
 {{- define "zuulbuild.firstBuildNamespace" -}}
