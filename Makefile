@@ -48,7 +48,7 @@ generate: $(CONTROLLER_GEN) ## Write the generated Go code
 	$(CONTROLLER_GEN) object paths=./api/...
 
 .PHONY: manifests
-manifests: $(CONTROLLER_GEN) $(HELM_DOCS) ## Write the CustomResourceDefinitions, the operator's role and what the chart has of both
+manifests: $(CONTROLLER_GEN) $(HELM_DOCS) ## Write the CustomResourceDefinitions, the operator's role, and what chart and components have of both
 	$(CONTROLLER_GEN) crd:generateEmbeddedObjectMeta=true paths=./api/... output:crd:dir=config/crd
 	go run ./hack/crdtrim config/crd
 	$(CONTROLLER_GEN) rbac:roleName=zuulbuild-operator paths=./controllers/... output:rbac:dir=config/rbac

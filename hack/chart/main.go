@@ -1,10 +1,12 @@
-// Command chart writes those files of the Helm chart that follow from other files: the definitions, the operator's rights and the schema of the values.
+// Command chart writes those files of the Helm chart that follow from other files: the definitions, the operator's rights and the schema of the values. And
+// those of config/components that follow from the chart's, because kustomize reads no file of another folder: rights, alerts and the dashboard.
 // It is run at the root of the checkout, by `make manifests`, after config/ was generated.
 package main
 
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -17,10 +19,15 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const chart = "charts/zuulbuild"
+const (
+	chart      = "charts/zuulbuild"
+	components = "config/components"
+	// written begins files that people are not to change.
+	written = "# Written by make manifests.\n"
+)
 
 func main() {
-	for _, step := range []func() error{copyDefinitions, splitRoles, writeSchema} {
+	for _, step := range []func() error{copyDefinitions, splitRoles, writeSchema, writeMonitoring} {
 		if err := step(); err != nil {
 			fmt.Fprintln(os.Stderr, "chart:", err)
 			os.Exit(1)
@@ -52,7 +59,7 @@ type roles struct {
 	Leader  []rbacv1.PolicyRule `json:"leader"`  // in the operator's own namespace
 }
 
-// splitRoles takes the generated ClusterRole apart, so that the chart can give the greater part of it by namespace.
+// splitRoles takes the generated ClusterRole apart, so that the chart and the component confined can give the greater part of it by namespace.
 func splitRoles() error {
 	content, err := os.ReadFile("config/rbac/role.yaml")
 	if err != nil {
@@ -62,11 +69,29 @@ func splitRoles() error {
 	if err != nil {
 		return fmt.Errorf("config/rbac/role.yaml: %w", err)
 	}
-	out, err := yaml.Marshal(split)
+	return errors.Join(
+		writeObject(chart+"/files/role.yaml", split),
+		writeObject(components+"/confined/clusterrole.yaml", newRole("ClusterRole", metadata{Name: "zuulbuild-operator"}, split.Cluster)),
+		writeObject(components+"/confined/role.yaml", newRole("Role", metadata{Name: "zuulbuild-builds", Namespace: "zuulbuild-builds"}, split.Builds)),
+	)
+}
+
+type metadata struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// newRole is a Role or a ClusterRole, without the empty fields that the types of the API have.
+func newRole(kind string, named metadata, rules []rbacv1.PolicyRule) map[string]any {
+	return map[string]any{"apiVersion": rbacv1.SchemeGroupVersion.String(), "kind": kind, "metadata": named, "rules": rules}
+}
+
+func writeObject(file string, object any) error {
+	out, err := yaml.Marshal(object)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(chart, "files/role.yaml"), append([]byte("# Written by make manifests.\n"), out...), 0o644)
+	return os.WriteFile(file, append([]byte(written), out...), 0o644)
 }
 
 func split(content []byte) (roles, error) {
@@ -118,6 +143,35 @@ func dropMetadata(document []byte) []byte {
 
 func clusterScoped(resource string) bool {
 	return slices.Contains([]string{"nodes", "zuulnodeclasses", "tokenreviews", "subjectaccessreviews"}, resource)
+}
+
+// writeMonitoring gives the component monitoring the chart's alerts and its dashboard. They are texts, so that the alerts keep their comments and lines.
+func writeMonitoring() error {
+	alerts, err := os.ReadFile(chart + "/files/alerts.yaml")
+	if err != nil {
+		return err
+	}
+	dashboard, err := os.ReadFile(chart + "/files/dashboard.json")
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(components+"/monitoring/prometheusrule.yaml", []byte(written+prometheusRule(string(alerts))), 0o644),
+		os.WriteFile(components+"/monitoring/zuulbuild.json", dashboard, 0o644),
+	)
+}
+
+// prometheusRule is the object whose spec the alerts are.
+func prometheusRule(alerts string) string {
+	var text strings.Builder
+	text.WriteString("apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: zuulbuild\n  namespace: zuulbuild-system\nspec:\n")
+	for line := range strings.Lines(alerts) {
+		if strings.TrimSpace(line) != "" {
+			text.WriteString("  ")
+		}
+		text.WriteString(line)
+	}
+	return text.String()
 }
 
 func writeSchema() error {
