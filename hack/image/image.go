@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,7 @@ var rootfs embed.FS
 const (
 	user       = "65532:65532"
 	entrypoint = "/zuulbuild"
+	licenceDir = "/licenses/" // where those look who check images, in their spelling
 )
 
 // build is the program for one platform.
@@ -39,14 +41,14 @@ type build struct {
 }
 
 // newIndex makes an image of each build and puts them together.
-func newIndex(builds []build, certificates []byte, version string, created time.Time) (v1.ImageIndex, error) {
+func newIndex(builds []build, certificates []byte, licences []reproducible.File, version string, created time.Time) (v1.ImageIndex, error) {
 	base, err := baseFiles(certificates)
 	if err != nil {
 		return nil, err
 	}
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, b := range builds {
-		image, err := newImage(b, base, version, created)
+		image, err := newImage(b, base, licences, version, created)
 		if err != nil {
 			return nil, err
 		}
@@ -55,10 +57,20 @@ func newIndex(builds []build, certificates []byte, version string, created time.
 	return index, nil
 }
 
+// labels say what an image is.
+func labels(version string) map[string]string {
+	return map[string]string{
+		"org.opencontainers.image.title":    "zuulbuild",
+		"org.opencontainers.image.version":  version,
+		"org.opencontainers.image.licenses": "Apache-2.0",
+	}
+}
+
 // newImage has two layers: what changes with Debian's authorities, and what changes with the program.
-func newImage(b build, base []reproducible.File, version string, created time.Time) (v1.Image, error) {
+func newImage(b build, base, licences []reproducible.File, version string, created time.Time) (v1.Image, error) {
 	image := mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1)
-	for _, files := range [][]reproducible.File{base, {{Name: strings.TrimPrefix(entrypoint, "/"), Mode: 0o755, Content: b.program}}} {
+	program := reproducible.File{Name: strings.TrimPrefix(entrypoint, "/"), Mode: 0o755, Content: b.program}
+	for _, files := range [][]reproducible.File{base, append(slices.Clone(licences), program)} {
 		layer, err := newLayer(files, created)
 		if err != nil {
 			return nil, err
@@ -74,15 +86,17 @@ func newImage(b build, base []reproducible.File, version string, created time.Ti
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture, config.Created = b.platform.OS, b.platform.Architecture, v1.Time{Time: created}
-	config.Config = v1.Config{
-		User: user, Entrypoint: []string{entrypoint}, WorkingDir: "/",
-		Labels: map[string]string{
-			"org.opencontainers.image.title":    "zuulbuild",
-			"org.opencontainers.image.version":  version,
-			"org.opencontainers.image.licenses": "Apache-2.0",
-		},
-	}
+	config.Config = v1.Config{User: user, Entrypoint: []string{entrypoint}, WorkingDir: "/", Labels: labels(version)}
 	return mutate.ConfigFile(image, config)
+}
+
+// licenceFiles are what has to be passed on with the program: its own licence, and those of all it consists of.
+func licenceFiles(own, others []byte) []reproducible.File {
+	return []reproducible.File{
+		{Name: strings.TrimPrefix(licenceDir, "/"), Mode: 0o755},
+		{Name: strings.TrimPrefix(licenceDir, "/") + "LICENSE", Mode: 0o644, Content: own},
+		{Name: strings.TrimPrefix(licenceDir, "/") + "licences.txt", Mode: 0o644, Content: others},
+	}
 }
 
 // baseFiles are rootfs and the authorities, in the order of their names.

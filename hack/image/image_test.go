@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func testBuilds() []build {
 
 func testIndex(t *testing.T) v1.ImageIndex {
 	t.Helper()
-	index, err := newIndex(testBuilds(), []byte("authorities"), "1.2.3", time.Unix(1000, 0).UTC())
+	index, err := newIndex(testBuilds(), []byte("authorities"), licenceFiles([]byte("own"), []byte("others")), "1.2.3", time.Unix(1000, 0).UTC())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +62,7 @@ func TestImages(t *testing.T) {
 		want := map[string]string{
 			"etc": "drwxr-xr-x", "etc/group": "-rw-r--r--", "etc/passwd": "-rw-r--r--", "etc/ssl": "drwxr-xr-x", "etc/ssl/certs": "drwxr-xr-x",
 			"etc/ssl/certs/ca-certificates.crt": "-rw-r--r-- authorities", "zuulbuild": "-rwxr-xr-x " + string(b.program),
+			"licenses": "drwxr-xr-x", "licenses/LICENSE": "-rw-r--r-- own", "licenses/licences.txt": "-rw-r--r-- others",
 		}
 		if diff := cmp.Diff(want, contents(t, image)); diff != "" {
 			t.Errorf("%s: files differ (-want +got):\n%s", b.platform, diff)
@@ -90,7 +92,7 @@ func contents(t *testing.T, image v1.Image) map[string]string {
 			t.Errorf("%s belongs to %d:%d", header.Name, header.Uid, header.Gid)
 		}
 		files[header.Name] = header.FileInfo().Mode().String()
-		if strings.HasPrefix(string(content), "for ") || string(content) == "authorities" {
+		if strings.HasPrefix(string(content), "for ") || slices.Contains([]string{"authorities", "own", "others"}, string(content)) {
 			files[header.Name] += " " + string(content)
 		}
 	}
@@ -180,9 +182,20 @@ func TestDockerfileAgrees(t *testing.T) {
 	for _, line := range []string{
 		"USER " + user, fmt.Sprintf("ENTRYPOINT [%q]", entrypoint), "COPY hack/image/rootfs/ /",
 		"COPY --from=build " + certificates + " " + certificates, "COPY --from=build /zuulbuild " + entrypoint, "FROM scratch",
+		"COPY LICENSE " + licenceDir, "COPY --from=build /licences.txt " + licenceDir,
 	} {
 		if !strings.Contains(string(content), "\n"+line+"\n") {
 			t.Errorf("the Dockerfile lacks the line %q", line)
 		}
+	}
+	got := map[string]string{}
+	for line := range strings.Lines(string(content)) {
+		if label, ok := strings.CutPrefix(strings.TrimSpace(line), "LABEL "); ok {
+			name, value, _ := strings.Cut(label, "=")
+			got[name] = value
+		}
+	}
+	if diff := cmp.Diff(labels("$VERSION"), got); diff != "" {
+		t.Errorf("labels differ (-make image +Dockerfile):\n%s", diff)
 	}
 }

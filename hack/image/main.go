@@ -1,5 +1,6 @@
 // Command image builds the program's container image without Docker: static, from scratch, for several platforms, as one tar file in the layout of
-// the OCI, which containerd (`ctr images import`), podman, skopeo and Docker 25 and later read. The same sources give the same image, byte for byte.
+// the OCI, which containerd (`ctr images import`), podman, skopeo and Docker 25 and later read. The same sources give the same image, byte for byte. It is
+// run at the root of the checkout.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -21,7 +23,7 @@ import (
 const certificates = "/etc/ssl/certs/ca-certificates.crt"
 
 type options struct {
-	reference, version, output, certificates, platforms, programs string
+	reference, version, output, certificates, platforms, programs, licences string
 }
 
 func main() {
@@ -32,6 +34,7 @@ func main() {
 	flag.StringVar(&o.certificates, "certificates", certificates, "PEM file of the authorities the program trusts; empty for none")
 	flag.StringVar(&o.platforms, "platforms", "linux/amd64,linux/arm64", "platforms to build for")
 	flag.StringVar(&o.programs, "programs", "", "`folder` with the programs, each as OS-ARCHITECTURE/zuulbuild; default: build them")
+	flag.StringVar(&o.licences, "licences", "", "`file` with the licences of all that the programs consist of; default: collect them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	digest, err := o.run(ctx)
@@ -64,7 +67,11 @@ func (o options) run(ctx context.Context) (v1.Hash, error) {
 		}
 		builds = append(builds, build{platform: *platform, program: program})
 	}
-	index, err := newIndex(builds, authorities, o.version, created)
+	licences, err := o.readLicences(ctx)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	index, err := newIndex(builds, authorities, licences, o.version, created)
 	if err != nil {
 		return v1.Hash{}, err
 	}
@@ -84,6 +91,32 @@ func (o options) readCertificates() ([]byte, error) {
 		return nil, fmt.Errorf("%w: install the package ca-certificates, or give --certificates= for an image that trusts only what its configuration names", err)
 	}
 	return content, err
+}
+
+// readLicences reads those of zuulbuild, and of what it consists of as hack/release collects them.
+func (o options) readLicences(ctx context.Context) ([]reproducible.File, error) {
+	own, err := os.ReadFile("LICENSE")
+	if err != nil {
+		return nil, err
+	}
+	file := o.licences
+	if file == "" {
+		folder, err := os.MkdirTemp("", "zuulbuild-licences-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(folder)
+		file = filepath.Join(folder, "licences.txt")
+		command := exec.CommandContext(ctx, "go", "run", "./hack/release", "--notices", file, "--version", o.version)
+		if text, err := command.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("collect licences: %w\n%s", err, text)
+		}
+	}
+	others, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return licenceFiles(own, others), nil
 }
 
 // program is the program for a platform, which is there or is built.

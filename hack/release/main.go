@@ -1,7 +1,7 @@
 // Command release makes everything a release consists of, in one folder: programs, the image, the chart, the manifests of an installation without Helm and
 // of the kubectl plugin, a list of what is inside (SBOM), licences and checksums. The same sources, Go version and certificates give the same bytes.
 //
-// With --licences it only checks the licences of the modules, which takes a second.
+// With --licences it only checks the licences of the modules, which takes a second; with --notices it also writes their texts, for images.
 package main
 
 import (
@@ -26,8 +26,8 @@ var platforms = []reproducible.Platform{{OS: "linux", Architecture: "amd64"}, {O
 	{OS: "darwin", Architecture: "amd64"}, {OS: "darwin", Architecture: "arm64"}}
 
 type options struct {
-	version, output, helm, image, url string
-	onlyLicences                      bool
+	version, output, helm, image, url, notices string
+	onlyLicences                               bool
 }
 
 func main() {
@@ -38,11 +38,15 @@ func main() {
 	flag.StringVar(&o.image, "image", "zuulbuild.dev/zuulbuild", "name of the image, without its tag")
 	flag.StringVar(&o.url, "url", "", "where people will find the files; default: https://zuulbuild.dev/releases/VERSION")
 	flag.BoolVar(&o.onlyLicences, "licences", false, "only check the licences of the modules, and list them")
+	flag.StringVar(&o.notices, "notices", "", "only write "+licencesFile+", the licences of all that the programs consist of, as this `file`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	run := o.run
-	if o.onlyLicences {
+	switch {
+	case o.onlyLicences:
 		run = printLicences
+	case o.notices != "":
+		run = o.writeNotices
 	}
 	err := run(ctx)
 	stop()
@@ -83,7 +87,7 @@ func (o options) run(ctx context.Context) error {
 		return err
 	}
 	for _, step := range []func(context.Context) error{
-		r.readLicences, r.buildPrograms, r.writeImage, r.writeChart, r.writeManifest, r.writePlugin, r.writeContents, r.writeLicences, r.writeChecksums,
+		r.readLicences, r.buildPrograms, r.writeLicences, r.writeImage, r.writeChart, r.writeManifest, r.writePlugin, r.writeContents, r.writeChecksums,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -117,6 +121,14 @@ func (r *release) report() error {
 		_, _ = fmt.Fprintf(table, "%s\t%8.1f KiB\t%s\n", filepath.Join(r.output, a.name), float64(a.size)/1024, a.about)
 	}
 	return table.Flush()
+}
+
+func (o options) writeNotices(ctx context.Context) error {
+	licences, err := readLicences(ctx)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.notices, []byte(licenceText(o.version, licences)), 0o644)
 }
 
 func printLicences(ctx context.Context) error {

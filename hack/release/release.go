@@ -134,7 +134,7 @@ func programArchive(program, licence, notices []byte, date time.Time) ([]byte, e
 func (r *release) writeImage(ctx context.Context) error {
 	name := fmt.Sprintf("zuulbuild-%s-image.tar", r.version)
 	if _, err := r.execute(ctx, "go", "run", "./hack/image", "--version", r.version, "--reference", r.image, "--programs", r.programs,
-		"--output", filepath.Join(r.folder, name)); err != nil {
+		"--licences", filepath.Join(r.folder, licencesFile), "--output", filepath.Join(r.folder, name)); err != nil {
 		return err
 	}
 	return r.take(name, "the container image for amd64 and arm64, in the layout of the OCI")
