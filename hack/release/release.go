@@ -170,6 +170,9 @@ func (r *release) writeManifest(ctx context.Context) error {
 func installHeader(version, image string) string {
 	return fmt.Sprintf(`# zuulbuild %[1]s without Helm. Replace %[2]s by the address of your Gearman server (and the port 4730 of the NetworkPolicy, where it is
 # another) and %[3]s by where you have pushed the image to; then: kubectl apply -f install.yaml
+#
+# It is the chart as it is by default: jobs and builds are in namespace zuulbuild-builds, the only one the operator sees, whose NetworkPolicy lets builds out
+# to DNS alone. Add what they need to its egress.
 apiVersion: v1
 kind: Namespace
 metadata:
