@@ -46,9 +46,9 @@ type ZuulNodeClassSpec struct {
 
 	// userNamespace gives each Pod a user namespace of its own (hostUsers: false), where the job's template says nothing of hostUsers: who breaks out of a
 	// container, even as root, is nobody on the node. The nodes must be able to: Linux 6.3, containerd 2.0 with runc 1.2, or CRI-O 1.25 with crun 1.9, and
-	// what comes after these. On others such a Pod does not start, and the build ends StartTimeout. The API server must take it: Kubernetes 1.32 drops
-	// hostUsers without a word, and the Pod runs without the namespace, unless the feature gate UserNamespacesSupport is on there. A template that uses
-	// hostNetwork, hostPID or hostIPC has to say hostUsers: true. Default false.
+	// what comes after these. On others such a Pod does not start, and the build ends StartTimeout. Kubernetes 1.34 and 1.35 drop hostUsers without a word,
+	// and the Pod runs without the namespace, where somebody turned the feature gate UserNamespacesSupport off. A template that uses hostNetwork, hostPID or
+	// hostIPC has to say hostUsers: true. Default false.
 	// +optional
 	UserNamespace bool `json:"userNamespace,omitempty"`
 
