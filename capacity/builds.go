@@ -3,6 +3,7 @@ package capacity
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -80,6 +81,13 @@ func (b *Builds) OnFreed(f func()) (stop func()) { return b.freed.add(f) }
 // Claimed counts the builds that have a slot from the view of the bridge: all unfinished ones that were grabbed, with or without a Pod, and those
 // made by hand that have a Pod.
 func (b *Builds) Claimed(l *Limits) *Usage { return b.usage(l, b.claimed) }
+
+// Claimants are the namespaces and names of those that Claimed counts: of builds, and of Pods that outlive their deleted build.
+func (b *Builds) Claimants() []types.NamespacedName {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.claimed[group{kind: everything}]))
+}
 
 // Occupied counts the builds that have a slot from the view of the controllers: the unfinished ones that have or had a Pod, and the Pods that outlive
 // their deleted build.

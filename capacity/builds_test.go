@@ -202,6 +202,9 @@ func TestBuildsProperties(t *testing.T) {
 				if got := all.Claimed(testLimits()).Of(scope); got != (Counts{claimed, claimed, claimed}) {
 					t.Fatalf("claimed: %+v, want %d", got, claimed)
 				}
+				if got := len(all.Claimants()); got != claimed {
+					t.Fatalf("%d claimants, want %d", got, claimed)
+				}
 				if got := all.Occupied(testLimits()).Of(scope); got != (Counts{occupied, occupied, occupied}) {
 					t.Fatalf("occupied: %+v, want %d", got, occupied)
 				}

@@ -43,6 +43,7 @@ type Numbers interface {
 // Builds counts the builds there are; see capacity.Builds.
 type Builds interface {
 	Claimed(*capacity.Limits) *capacity.Usage
+	Claimants() []types.NamespacedName
 	Knows(types.NamespacedName) bool
 	OnFreed(func()) (stop func())
 	WaitForSync(context.Context) bool

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -60,12 +61,19 @@ var (
 		[]string{"server", "kind"}, nil)
 	functionsDesc = prometheus.NewDesc("zuulbuild_gearman_functions_registered",
 		"Functions build:JOB and build:JOB:CLASS registered on connections to the Gearman server that are up. "+
-			"If 0: Zuul answers NOT_REGISTERED; look at the condition Registered of the ZuulJobs.",
+			"If fewer than expected: Zuul answers NOT_REGISTERED for the rest.",
+		[]string{"server"}, nil)
+	functionsExpectedDesc = prometheus.NewDesc("zuulbuild_gearman_functions_expected",
+		"Functions that there should be at the Gearman server. If fewer than there are jobs: look at the condition Registered of the ZuulJobs.",
 		[]string{"server"}, nil)
 	queuedDesc = prometheus.NewDesc("zuulbuild_gearman_queued_jobs",
 		"Gearman jobs of our functions that wait in the server for a worker, by node class (empty for build:JOB). Asked every 15 to 25 seconds; "+
 			"absent while the server does not answer.",
 		[]string{"server", "class"}, nil)
+	startableDesc = prometheus.NewDesc("zuulbuild_gearman_startable_jobs",
+		"Gearman jobs that wait in the server though there is room for them: their function is offered, and no limit of all builds, of their node class or of "+
+			"their job is reached. Of jobs that share what room is left, each counts. If they stay and none is taken: the log says why.",
+		[]string{"server"}, nil)
 	functionQueuedDesc = prometheus.NewDesc("zuulbuild_gearman_function_queued_jobs",
 		"The same by function, of the 100 longest queues of the server that are not empty.",
 		[]string{"server", "function"}, nil)
@@ -76,6 +84,9 @@ var (
 		"How many builds may be in flight before no more are taken: --max-builds.", nil, nil)
 	slotsUsedDesc = prometheus.NewDesc("zuulbuild_slots_used",
 		"How many builds count for that limit: those that Zuul asked for, and those made by hand that have a Pod. If it stays at the limit while jobs are queued: raise --max-builds, if the cluster has room.", nil, nil)
+	slotsWithoutBuildDesc = prometheus.NewDesc("zuulbuild_slots_without_build",
+		"How many of the used slots are held by no unfinished ZuulBuild: by Pods that outlive the ZuulBuild they were made for, because somebody deleted it. "+
+			"If for long: their node does not answer.", nil, nil)
 	classSlotsLimitDesc = prometheus.NewDesc("zuulbuild_class_slots_limit",
 		"How many builds may be in flight on a node class, for each that has a limit: maxBuilds of its ZuulNodeClass.", []string{"class"}, nil)
 	classSlotsUsedDesc = prometheus.NewDesc("zuulbuild_class_slots_used",
@@ -83,8 +94,8 @@ var (
 )
 
 var scrapedDescs = []*prometheus.Desc{
-	connectionsDesc, connectionsExpectedDesc, functionsDesc, queuedDesc, functionQueuedDesc, inFlightDesc,
-	slotsLimitDesc, slotsUsedDesc, classSlotsLimitDesc, classSlotsUsedDesc,
+	connectionsDesc, connectionsExpectedDesc, functionsDesc, functionsExpectedDesc, queuedDesc, startableDesc, functionQueuedDesc, inFlightDesc,
+	slotsLimitDesc, slotsUsedDesc, slotsWithoutBuildDesc, classSlotsLimitDesc, classSlotsUsedDesc,
 }
 
 // latencyBuckets are from 1 ms to 10 s.
@@ -192,7 +203,11 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 		gauge(connectionsExpectedDesc, server.builds.expected, server.name, connectionBuilds)
 		gauge(connectionsExpectedDesc, server.management.expected, server.name, connectionManagement)
 		gauge(functionsDesc, server.functions, server.name)
+		gauge(functionsExpectedDesc, len(server.planned), server.name)
 		queues := m.queuesOf(server.name)
+		if queues != nil {
+			gauge(startableDesc, now.startable(queues, server.planned), server.name)
+		}
 		for class, length := range byClass(queues) {
 			gauge(queuedDesc, length, server.name, class)
 		}
@@ -205,6 +220,7 @@ func (m *metrics) collect(values chan<- prometheus.Metric, now snapshot) {
 	}
 	gauge(slotsLimitDesc, now.limits.All)
 	gauge(slotsUsedDesc, now.used.Of(capacity.Scope{}).All)
+	gauge(slotsWithoutBuildDesc, now.withoutBuild)
 	for class, limit := range now.limits.Classes {
 		gauge(classSlotsLimitDesc, limit, class)
 		gauge(classSlotsUsedDesc, now.used.Of(capacity.Scope{Class: class}).Class, class)
@@ -217,12 +233,26 @@ type snapshot struct {
 	inFlight map[string]int // by node class, "" for none
 	used     *capacity.Usage
 	limits   capacity.Limits
+
+	withoutBuild int // slots that no unfinished build has
 }
 
 type serverSnapshot struct {
 	name               string
 	builds, management connections
-	functions          int // registered
+	functions          int                       // registered
+	planned            map[string]capacity.Scope // of each function that should be
+}
+
+// startable counts the jobs that wait though there is room for a build of their function.
+func (s *snapshot) startable(queues []queue, planned map[string]capacity.Scope) int {
+	jobs := 0
+	for _, queue := range queues {
+		if scope, offered := planned[queue.function]; offered && queue.length > 0 && s.limits.Room(s.used, scope) {
+			jobs += queue.length
+		}
+	}
+	return jobs
 }
 
 type connections struct{ up, expected int }
@@ -243,38 +273,54 @@ func (b *Bridge) setupMetrics() error {
 func (b *Bridge) snapshot() (snapshot, error) {
 	now := snapshot{}
 	for _, s := range b.sessions {
-		builds, functions := s.builds.tally()
+		builds, functions, planned := s.builds.tally()
 		management := connections{expected: 1}
 		if s.connected.Load() {
 			management.up = 1
 		}
-		now.servers = append(now.servers, serverSnapshot{s.server.Name, builds, management, functions})
+		now.servers = append(now.servers, serverSnapshot{s.server.Name, builds, management, functions, planned})
 	}
 	b.slots.mu.Lock() // no assignment is added meanwhile, see usage
 	defer b.slots.mu.Unlock()
 	now.limits = b.slots.limits // whose maps are never changed
 	now.used = b.usage(&now.limits)
-	inFlight, err := b.inFlight()
-	now.inFlight = inFlight
+	unfinished := v1alpha1.ZuulBuildList{}
+	err := b.Client.List(context.Background(), &unfinished, client.MatchingFields{indexComplete: "false"}, client.UnsafeDisableDeepCopy)
+	now.inFlight = b.inFlight(unfinished.Items)
+	now.withoutBuild = withoutBuild(b.Builds.Claimants(), unfinished.Items)
 	return now, err
 }
 
 // inFlight counts the unfinished builds and the assignments on their way by node class, limited or not. b.slots.mu is held.
-func (b *Bridge) inFlight() (map[string]int, error) {
+func (b *Bridge) inFlight(unfinished []v1alpha1.ZuulBuild) map[string]int {
 	byClass := map[string]int{}
 	b.assignments.each(func(of target) { byClass[of.class]++ })
-	builds := v1alpha1.ZuulBuildList{}
-	err := b.Client.List(context.Background(), &builds, client.MatchingFields{indexComplete: "false"}, client.UnsafeDisableDeepCopy)
-	for i := range builds.Items {
-		if build := &builds.Items[i]; !b.assignments.has(client.ObjectKeyFromObject(build)) {
+	for i := range unfinished {
+		if build := &unfinished[i]; !b.assignments.has(client.ObjectKeyFromObject(build)) {
 			byClass[build.Spec.Node]++
 		}
 	}
-	return byClass, err
+	return byClass
 }
 
-// tally counts the connections, and the functions that are registered on those that are up. A retired pool may still have some of them, which count once.
-func (p *pools) tally() (builds connections, functions int) {
+// withoutBuild counts those who have a slot and are not among the unfinished builds.
+func withoutBuild(claimants []types.NamespacedName, unfinished []v1alpha1.ZuulBuild) int {
+	builds := make(map[types.NamespacedName]bool, len(unfinished))
+	for i := range unfinished {
+		builds[client.ObjectKeyFromObject(&unfinished[i])] = true
+	}
+	without := 0
+	for _, claimant := range claimants {
+		if !builds[claimant] {
+			without++
+		}
+	}
+	return without
+}
+
+// tally counts the connections, and the functions that are registered on those that are up, and tells which should be; not to be changed. A retired pool
+// may still have some of them, which count once.
+func (p *pools) tally() (builds connections, functions int, planned map[string]capacity.Scope) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	builds.expected = len(p.running)
@@ -288,7 +334,7 @@ func (p *pools) tally() (builds connections, functions int) {
 			functions++
 		}
 	}
-	return builds, functions
+	return builds, functions, p.planned
 }
 
 // noteConnection has up tell whether a worker has a connection.

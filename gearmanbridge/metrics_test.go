@@ -10,7 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
@@ -28,15 +31,18 @@ func everyMetric(t *testing.T) *prometheus.Registry {
 		for _, class := range []string{"", "arm", "arm", "arm"} {
 			used.Add(capacity.Scope{Class: class})
 		}
+		planned := map[string]capacity.Scope{"build:unit": {}, "build:unit:arm": {Class: "arm"}, "build:other": {}, "build:other:arm": {Class: "arm"}}
 		return snapshot{
-			servers:  []serverSnapshot{{"zuul", connections{1, 2}, connections{0, 1}, 3}},
+			servers:  []serverSnapshot{{"zuul", connections{1, 2}, connections{0, 1}, 3, planned}},
 			inFlight: map[string]int{"": 1, "arm": 4},
 			used:     used,
 			limits:   capacity.Limits{All: 10, Classes: map[string]int{"arm": 5, "idle": 2}},
+
+			withoutBuild: 1,
 		}, nil
 	}
 	m := newMetrics([]string{"zuul"}, func() bool { return true }, read, func(err error) { t.Error(err) })
-	m.setQueues("zuul", []queue{{"build:unit", "", 0}, {"build:unit:arm", "arm", 2}, {"build:other:arm", "arm", 3}})
+	m.setQueues("zuul", []queue{{"build:unit", "", 0}, {"build:unit:arm", "arm", 2}, {"build:other:arm", "arm", 3}, {"build:gone:arm", "arm", 4}})
 	registry := prometheus.NewPedanticRegistry()
 	must(t, registry.Register(m))
 	return registry
@@ -122,10 +128,13 @@ func TestMetricsComputed(t *testing.T) {
 		"gearman_connections kind=builds server=zuul": 1, "gearman_connections_expected kind=builds server=zuul": 2,
 		"gearman_connections_expected kind=management server=zuul":          1,
 		"gearman_functions_registered server=zuul":                          3,
-		"gearman_queued_jobs class=arm server=zuul":                         5,
+		"gearman_functions_expected server=zuul":                            4,
+		"gearman_startable_jobs server=zuul":                                5,
+		"gearman_queued_jobs class=arm server=zuul":                         9,
+		"gearman_function_queued_jobs function=build:gone:arm server=zuul":  4,
 		"gearman_function_queued_jobs function=build:unit:arm server=zuul":  2,
 		"gearman_function_queued_jobs function=build:other:arm server=zuul": 3,
-		"builds_in_flight class=":                                           1, "builds_in_flight class=arm": 4, "slots_limit": 10, "slots_used": 4,
+		"builds_in_flight class=":                                           1, "builds_in_flight class=arm": 4, "slots_limit": 10, "slots_used": 4, "slots_without_build": 1,
 		"class_slots_limit class=arm": 5, "class_slots_used class=arm": 3, "class_slots_limit class=idle": 2,
 	}
 	values := series(t, everyMetric(t))
@@ -172,6 +181,52 @@ func TestMetricsOfIdleReplica(t *testing.T) {
 	if problem != nil {
 		t.Error("a replica was asked after its lead")
 	}
+}
+
+// TestStartableJobs: a job that waits could begin if its function is offered and none of its limits is reached.
+func TestStartableJobs(t *testing.T) {
+	limited := jobKey("limited")
+	planned := map[string]capacity.Scope{"build:unit": {}, "build:unit:arm": {Class: "arm"}, "build:limited": {Job: limited}}
+	queues := []queue{{"build:unit", "", 1}, {"build:unit:arm", "arm", 2}, {"build:limited", "", 4}, {"build:disabled", "", 8}, {"build:empty", "", 0}}
+	tests := map[string]struct {
+		used []capacity.Scope
+		want int
+	}{
+		"nothing runs":               {want: 7},
+		"the class is full":          {used: []capacity.Scope{{Class: "arm"}}, want: 5},
+		"the job is full":            {used: []capacity.Scope{{Job: limited}}, want: 3},
+		"all slots are used":         {used: []capacity.Scope{{}, {}, {}}, want: 0},
+		"more than all, it was less": {used: []capacity.Scope{{}, {}, {}, {}}, want: 0},
+	}
+	for name, test := range tests {
+		now := snapshot{used: &capacity.Usage{}, limits: capacity.Limits{All: 3, Classes: map[string]int{"arm": 1}, Jobs: map[types.NamespacedName]int{limited: 1}}}
+		for _, scope := range test.used {
+			now.used.Add(scope)
+		}
+		if got := now.startable(queues, planned); got != test.want {
+			t.Errorf("%s: %d rather than %d", name, got, test.want)
+		}
+	}
+}
+
+// TestSlotsWithoutBuild: the Pod of a build that was deleted has a slot, and nothing else has one without a build.
+func TestSlotsWithoutBuild(t *testing.T) {
+	all, build := capacity.NewBuilds(), v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: "b"}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: "b", Labels: map[string]string{v1alpha1.LabelBuild: "b"}}}
+	check := func(when string, unfinished []v1alpha1.ZuulBuild, want int) {
+		t.Helper()
+		if got := withoutBuild(all.Claimants(), unfinished); got != want {
+			t.Errorf("%s: %d rather than %d", when, got, want)
+		}
+	}
+	all.SetBuild(&build)
+	check("made by hand, not begun", []v1alpha1.ZuulBuild{build}, 0)
+	all.SetPod(pod)
+	check("running", []v1alpha1.ZuulBuild{build}, 0)
+	all.DeleteBuild(client.ObjectKeyFromObject(&build))
+	check("deleted", nil, 1)
+	all.DeletePod(client.ObjectKeyFromObject(pod))
+	check("gone", nil, 0)
 }
 
 func TestLongestQueues(t *testing.T) {
@@ -230,7 +285,7 @@ func TestMetricsOfBuilds(t *testing.T) {
 	want := map[string]float64{
 		"gearman_connections kind=builds server=zuul": 2, "gearman_connections_expected kind=builds server=zuul": 2,
 		"gearman_connections kind=management server=zuul": 1, "gearman_connections_expected kind=management server=zuul": 1,
-		"gearman_functions_registered server=zuul": 2, "slots_limit": 10, "class_slots_limit class=metrics": 1,
+		"gearman_functions_registered server=zuul": 2, "gearman_functions_expected server=zuul": 2, "slots_limit": 10, "class_slots_limit class=metrics": 1,
 	}
 	awaitSeries(t, registry, want)
 	changes := func(changes map[string]float64) {
