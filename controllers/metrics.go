@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,8 +19,8 @@ import (
 // Metrics are those of docs/metrics.md. Events are counted as they come; the builds there are, are counted at each scrape, and only while this replica
 // works, so that a sum over all replicas is right. They outlive the reconciler, of which there may be one after another. nil counts nothing.
 type Metrics struct {
-	stages                            *prometheus.HistogramVec
-	completed, deletedBuilds, orphans *prometheus.CounterVec
+	stages                                      *prometheus.HistogramVec
+	completed, lostPods, deletedBuilds, orphans *prometheus.CounterVec
 
 	byJob bool // whether the first two have a label for the job
 
@@ -41,6 +42,9 @@ const (
 
 const (
 	resultNone = "none"
+	// waitNew stands for no reason yet, and waitOther for the kubelet's rarer words.
+	waitNew   = "new"
+	waitOther = "other"
 	// classOther stands for node classes beyond maxClasses: builds made by hand may ask for any.
 	classOther = "other"
 	maxClasses = 100
@@ -48,6 +52,12 @@ const (
 
 // stageBuckets are from a second, as exact as the times of objects are, to the default of the run clock and beyond.
 var stageBuckets = []float64{1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600}
+
+// waitReasons are why builds that have not started may wait, with those words of the kubelet that are known.
+var waitReasons = []string{
+	ReasonCapacityReached, ReasonReplacingPod, ReasonRetryDelayed, ReasonQuotaExceeded, ReasonScheduling, ReasonSchedulingGated, ReasonUnschedulable,
+	ReasonContainerCreating, ReasonInitializing, "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError",
+}
 
 // reasonsOf a result, which is how builds end where their job says nothing else in spec.onReason.
 var reasonsOf = map[string][]string{
@@ -69,6 +79,10 @@ var reasonsOf = map[string][]string{
 var buildsDesc = prometheus.NewDesc("zuulbuild_builds",
 	"Builds that are not complete, by node class (empty for none, other beyond 100) and phase: Queued, Starting (reason and message of the build say what it "+
 		"waits for), Running or Aborting.", []string{"class", "phase"}, nil)
+
+var waitingDesc = prometheus.NewDesc("zuulbuild_builds_waiting",
+	"Builds that have not started, by what they wait for, in the words of docs/reasons.md; new where there is no reason yet, other for a rare one of the kubelet's.",
+	[]string{"reason"}, nil)
 
 // NewMetrics makes the metrics and registers them, once in a process. byJob gives those that are about builds a label for the job.
 func NewMetrics(registry prometheus.Registerer, byJob bool) (*Metrics, error) {
@@ -97,6 +111,9 @@ func newMetrics(byJob bool, failed func(error)) *Metrics {
 		completed: counter("zuulbuild_builds_completed_total",
 			"Builds that got their verdict, by result (none: lost by the infrastructure or abandoned, Zuul is told nothing) and reason; docs/reasons.md lists the reasons.",
 			append([]string{"result", "reason"}, job...)...),
+		lostPods: counter("zuulbuild_pods_lost_total",
+			"Pods that the infrastructure took before their job began, and that are made again under the same build, by reason: Disrupted, Rejected or PodDeleted.",
+			"reason"),
 		deletedBuilds: counter("zuulbuild_retention_deleted_builds_total",
 			"Finished builds deleted because they are no longer kept, by cause: time, or count (as many of the job ended later).", "cause"),
 		orphans: counter("zuulbuild_orphan_pods_deleted_total",
@@ -108,6 +125,9 @@ func newMetrics(byJob bool, failed func(error)) *Metrics {
 				m.completed.WithLabelValues(result, reason)
 			}
 		}
+	}
+	for _, reason := range replaceableReasons {
+		m.lostPods.WithLabelValues(reason)
 	}
 	for _, cause := range []string{expiredByTime, expiredByCount} {
 		m.deletedBuilds.WithLabelValues(cause)
@@ -150,7 +170,7 @@ func (m *Metrics) work(ctx context.Context, read func() ([]v1alpha1.ZuulBuild, e
 }
 
 func (m *Metrics) counted() []prometheus.Collector {
-	return []prometheus.Collector{m.stages, m.completed, m.deletedBuilds, m.orphans}
+	return []prometheus.Collector{m.stages, m.completed, m.lostPods, m.deletedBuilds, m.orphans}
 }
 
 // Describe implements prometheus.Collector.
@@ -159,6 +179,7 @@ func (m *Metrics) Describe(descs chan<- *prometheus.Desc) {
 		collector.Describe(descs)
 	}
 	descs <- buildsDesc
+	descs <- waitingDesc
 }
 
 // Collect implements prometheus.Collector. It asks nobody but the cache.
@@ -175,13 +196,36 @@ func (m *Metrics) Collect(values chan<- prometheus.Metric) {
 		m.failed(err)
 		return
 	}
+	m.collect(values, builds)
+}
+
+func (m *Metrics) collect(values chan<- prometheus.Metric, builds []v1alpha1.ZuulBuild) {
 	type key struct{ class, phase string }
-	counts := map[key]int{}
+	counts, waiting := map[key]int{}, map[string]int{}
 	for i := range builds {
-		counts[key{m.class(&builds[i]), string(cmp.Or(builds[i].Status.Phase, v1alpha1.PhaseQueued))}]++
+		phase := cmp.Or(builds[i].Status.Phase, v1alpha1.PhaseQueued)
+		counts[key{m.class(&builds[i]), string(phase)}]++
+		if phase == v1alpha1.PhaseQueued || phase == v1alpha1.PhaseStarting {
+			waiting[waitLabel(builds[i].Status.Reason)]++
+		}
 	}
 	for key, count := range counts {
 		values <- prometheus.MustNewConstMetric(buildsDesc, prometheus.GaugeValue, float64(count), key.class, key.phase)
+	}
+	for reason, count := range waiting {
+		values <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(count), reason)
+	}
+}
+
+// waitLabel bounds the values of the label.
+func waitLabel(reason string) string {
+	switch {
+	case reason == "":
+		return waitNew
+	case slices.Contains(waitReasons, reason):
+		return reason
+	default:
+		return waitOther
 	}
 }
 
@@ -212,6 +256,9 @@ func (m *Metrics) written(before, after *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJ
 	}
 	for stage, took := range stagesOver(before, after, pod) {
 		m.stages.WithLabelValues(append([]string{m.class(after), stage}, byJob...)...).Observe(took.Seconds())
+	}
+	for _, l := range after.Status.LostPods[len(before.Status.LostPods):] {
+		m.lostPods.WithLabelValues(l.Reason).Inc()
 	}
 	if after.Complete() && !before.Complete() {
 		m.completed.WithLabelValues(append([]string{cmp.Or(after.Status.Result, resultNone), after.Status.Reason}, byJob...)...).Inc()

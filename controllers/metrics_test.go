@@ -44,12 +44,20 @@ func everyMetric(t *testing.T, byJob bool) *prometheus.Registry {
 	t.Helper()
 	build, pod := startedBuild()
 	queued := build.DeepCopy()
-	queued.Status.Phase, queued.Spec.Node = "", ""
+	queued.Status.Phase, queued.Spec.Node, queued.Status.Reason = "", "", ReasonCapacityReached
+	pulling := queued.DeepCopy()
+	pulling.Status.Phase, pulling.Status.Reason = v1alpha1.PhaseStarting, "RegistryUnavailable"
+	losing := build.DeepCopy()
+	losing.Status.LostPods = []v1alpha1.LostPod{{Reason: ReasonRejected}}
 	m := newMetrics(byJob, func(err error) { t.Error(err) })
-	read := func() ([]v1alpha1.ZuulBuild, error) { return []v1alpha1.ZuulBuild{*build, *queued, *build}, nil }
+	read := func() ([]v1alpha1.ZuulBuild, error) {
+		return []v1alpha1.ZuulBuild{*build, *queued, *build, *pulling}, nil
+	}
 	job := &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{JobName: "job"}}
 	m.written(&v1alpha1.ZuulBuild{}, build, job, pod)
 	m.written(build, ending(build, v1alpha1.PhaseSucceeded, ResultSuccess, ReasonSucceeded), job, pod)
+	m.written(build, losing, job, pod)
+	m.written(losing, losing, job, pod)
 	m.written(&v1alpha1.ZuulBuild{}, ending(&v1alpha1.ZuulBuild{}, v1alpha1.PhaseLost, "", ReasonQuotaExceeded), nil, nil)
 	m.read.Store(&read)
 	registry := prometheus.NewPedanticRegistry()
@@ -61,7 +69,8 @@ func everyMetric(t *testing.T, byJob bool) *prometheus.Registry {
 
 func TestMetricsOfBuilds(t *testing.T) {
 	want := map[string]float64{
-		"builds class=arm phase=Running": 2, "builds class= phase=Queued": 1,
+		"builds class=arm phase=Running": 2, "builds class= phase=Queued": 1, "builds class= phase=Starting": 1,
+		"builds_waiting reason=CapacityReached": 1, "builds_waiting reason=other": 1, "pods_lost_total reason=Rejected": 1,
 		"builds_completed_total reason=Succeeded result=SUCCESS":  1,
 		"builds_completed_total reason=QuotaExceeded result=none": 1,
 		"build_stage_duration_seconds class=arm stage=queued":     1, "build_stage_duration_seconds class=arm stage=unscheduled": 1,
@@ -160,6 +169,17 @@ func TestStagesOver(t *testing.T) {
 	}
 }
 
+// TestWaitLabel: what the kubelet may say is without end, and what builds wait for by docs/reasons.md has a series of its own.
+func TestWaitLabel(t *testing.T) {
+	for reason, want := range map[string]string{
+		"": "new", ReasonCapacityReached: "CapacityReached", ReasonSchedulingGated: "SchedulingGated", "ImagePullBackOff": "ImagePullBackOff", "Whatever": "other",
+	} {
+		if got := waitLabel(reason); got != want {
+			t.Errorf("%q is counted as %q", reason, got)
+		}
+	}
+}
+
 // TestClassesAreBounded: whoever may make builds by hand cannot make series without end.
 func TestClassesAreBounded(t *testing.T) {
 	m := newMetrics(false, nil)
@@ -203,7 +223,7 @@ func TestMetricsOfABuild(t *testing.T) {
 		t.Helper()
 		h.eventually(func() string { return cmp.Diff(want, series(t, h.registry)) })
 	}
-	await(map[string]float64{"builds class= phase=Queued": 1})
+	await(map[string]float64{"builds class= phase=Queued": 1, "builds_waiting reason=new": 1})
 	h.run("b")
 	want := map[string]float64{
 		"builds class= phase=Running":                      1,

@@ -37,11 +37,14 @@ func maxPodsOf(job *v1alpha1.ZuulJob) int {
 	return int(job.Spec.MaxPods)
 }
 
+// replaceableReasons are those of the losses that take a Pod though nothing is wrong with it.
+var replaceableReasons = []string{ReasonDisrupted, ReasonRejected, ReasonPodDeleted}
+
 // replaceable tells whether the Pod of the verdict is to be made again instead.
 func (s *scope) replaceable(v *verdict) bool {
 	status := &s.build.Status
 	return s.job != nil && len(status.LostPods)+1 < maxPodsOf(s.job) && status.StartTime == nil && v.phase == v1alpha1.PhaseLost &&
-		slices.Contains([]string{ReasonDisrupted, ReasonRejected, ReasonPodDeleted}, v.reason) && neverBegan(s.pod)
+		slices.Contains(replaceableReasons, v.reason) && neverBegan(s.pod)
 }
 
 // neverBegan: the Pod has ended and none of its containers but those that prepare it started. What the garbage collector of Pods ended may run on, on

@@ -155,6 +155,9 @@ func TestPodIsMadeAgain(t *testing.T) {
 		}
 		seen[uid] = true
 	}
+	if got := series(t, h.registry)["pods_lost_total reason=Rejected"]; got != 1 {
+		t.Errorf("%v Pods were counted as lost by the operator that saw the last one go", got)
+	}
 	h.run("b")
 	h.report("b", withPhase(podSucceeded), ended("build", 0, "Completed"))
 	build := h.awaitVerdict("b", v1alpha1.PhaseSucceeded, "SUCCESS", "Succeeded")
