@@ -128,7 +128,7 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.metricsAddress, "metrics-address", "0", "where metrics are served, see docs/metrics.md; 0 for nowhere")
 	flags.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve metrics by HTTPS, and only to who may get /metrics: the API server is asked; false for plain HTTP to everybody")
 	flags.StringVar(&o.metricsCertDir, "metrics-cert-dir", "", "folder with tls.crt and tls.key for --metrics-secure; default: a certificate that is made at the start and signed by itself")
-	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label for the job: about 75 series for each job and node class")
+	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label zuul_job: about 75 series for each job and node class")
 	flags.StringVar(&o.traceEndpoint, "trace-endpoint", "", "address of the OpenTelemetry collector (OTLP over HTTP) that gets a trace of each build, see docs/tracing.md; default: $OTEL_EXPORTER_OTLP_ENDPOINT, or none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
 	flags.StringVar(&o.leaderDeployment, "leader-deployment", "", "Deployment of the replicas, in the namespace of the lease: their Leases go when it is deleted")

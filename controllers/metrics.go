@@ -94,7 +94,7 @@ func NewMetrics(registry prometheus.Registerer, byJob bool) (*Metrics, error) {
 func newMetrics(byJob bool, failed func(error)) *Metrics {
 	var job []string
 	if byJob {
-		job = []string{"job"}
+		job = []string{"zuul_job"} // Prometheus has a label job of its own, and would call this one exported_job
 	}
 	m := &Metrics{
 		byJob: byJob, failed: failed, classes: map[string]bool{},

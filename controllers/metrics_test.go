@@ -81,8 +81,8 @@ func TestMetricsOfBuilds(t *testing.T) {
 	}
 	byJob := series(t, everyMetric(t, true))
 	for _, name := range []string{
-		"build_stage_duration_seconds class=arm job=job stage=running", "builds_completed_total job=job reason=Succeeded result=SUCCESS",
-		"builds_completed_total job= reason=QuotaExceeded result=none", "builds class=arm phase=Running",
+		"build_stage_duration_seconds class=arm stage=running zuul_job=job", "builds_completed_total reason=Succeeded result=SUCCESS zuul_job=job",
+		"builds_completed_total reason=QuotaExceeded result=none zuul_job=", "builds class=arm phase=Running",
 	} {
 		if byJob[name] == 0 {
 			t.Errorf("by job, there is no %s: %v", name, byJob)
