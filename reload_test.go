@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"zuulbuild.dev/zuulbuild/hack/doctable"
 )
 
 // TestReload: what changes in the file of --config while the operator runs, and what does not.
@@ -90,5 +92,26 @@ func TestReload(t *testing.T) {
 				t.Errorf("still not valid: %s", &said)
 			}
 		})
+	}
+}
+
+// TestMetricsAreDocumented: docs/metrics.md has the metric with its type, its labels, its help text and an example.
+func TestMetricsAreDocumented(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	_, err := newReloader(nil, nil, nil, nil, registry)
+	must(t, err)
+	families, err := registry.Gather()
+	must(t, err)
+	var want, got [][]string
+	for _, family := range families {
+		name := family.GetName()
+		want = append(want, []string{"`" + name + "`", strings.ToLower(family.GetType().String()), "", family.GetHelp(), "`" + name + " == 0`"})
+	}
+	for _, row := range doctable.Rows(t, "metrics.md", "Metrics of the program") {
+		row[3] = strings.ReplaceAll(row[3], "`", "")
+		got = append(got, row)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("docs/metrics.md (-code +table):\n%s", diff)
 	}
 }
