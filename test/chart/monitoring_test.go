@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"zuulbuild.dev/zuulbuild/hack/doctable"
 	"zuulbuild.dev/zuulbuild/hack/localcluster"
@@ -231,5 +232,17 @@ func TestMetricsAreSecure(t *testing.T) {
 				t.Errorf("roles %v, readers %v", roles, readers)
 			}
 		})
+	}
+}
+
+// A replica that is to go counts until it has reported its builds, so its address stays in the Service by which it is scraped.
+func TestReplicasAreScrapedToTheirEnd(t *testing.T) {
+	t.Parallel()
+	for name, all := range map[string][]*unstructured.Unstructured{"chart": render(t, "default"), "config/default": kustomized(t)} {
+		service := corev1.Service{}
+		into(t, find(t, all, "Service", "zuulbuild-metrics").Object, &service)
+		if !service.Spec.PublishNotReadyAddresses {
+			t.Errorf("%s: the Service has ready Pods alone", name)
+		}
 	}
 }
