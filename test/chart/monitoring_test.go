@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,8 +14,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	"sigs.k8s.io/yaml"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
 
 	"zuulbuild.dev/zuulbuild/hack/doctable"
 	"zuulbuild.dev/zuulbuild/hack/localcluster"
@@ -23,12 +24,14 @@ import (
 type rule struct {
 	Alert       string            `json:"alert"`
 	Expr        string            `json:"expr"`
+	For         string            `json:"for"`
 	Labels      map[string]string `json:"labels"`
 	Annotations map[string]string `json:"annotations"`
 }
 
 type ruleGroups struct {
 	Groups []struct {
+		Name  string `json:"name"`
 		Rules []rule `json:"rules"`
 	} `json:"groups"`
 }
@@ -56,9 +59,9 @@ func TestRunbooks(t *testing.T) {
 	for _, entry := range entries {
 		pages[strings.TrimSuffix(entry.Name(), ".md")] = true
 	}
-	listed := map[string]bool{}
+	listed := map[string][]string{}
 	for _, row := range doctable.Rows(t, "metrics.md", "Alerts") {
-		listed[regexp.MustCompile(`\[(\w+)\]`).FindStringSubmatch(row[0])[1]] = true
+		listed[regexp.MustCompile(`\[(\w+)\]`).FindStringSubmatch(row[0])[1]] = row[1:3]
 	}
 	for _, alert := range alerts(t) {
 		if want := "https://zuulbuild.dev/docs/runbooks/" + alert.Alert + ".md"; alert.Annotations["runbook_url"] != want {
@@ -67,8 +70,8 @@ func TestRunbooks(t *testing.T) {
 		if !pages[alert.Alert] {
 			t.Errorf("%s has no page in docs/runbooks", alert.Alert)
 		}
-		if !listed[alert.Alert] {
-			t.Errorf("%s is not in the table of docs/metrics.md", alert.Alert)
+		if diff := cmp.Diff([]string{alert.Labels["severity"], alert.For}, listed[alert.Alert]); diff != "" {
+			t.Errorf("%s in the table of docs/metrics.md (-alert +table):\n%s", alert.Alert, diff)
 		}
 		if alert.Annotations["summary"] == "" || alert.Annotations["description"] == "" || alert.Labels["severity"] == "" {
 			t.Errorf("%s lacks a summary, a description or a severity", alert.Alert)
@@ -87,12 +90,15 @@ func TestRunbooks(t *testing.T) {
 // Alerts and dashboard ask for metrics there are, with labels they have.
 func TestQueriesAskForMetricsThereAre(t *testing.T) {
 	known := map[string]bool{}
-	rows := slices.Concat(doctable.Rows(t, "metrics.md", "Metrics of the Gearman bridge"), doctable.Rows(t, "metrics.md", "Metrics of the controllers"))
+	var rows [][]string
+	for _, part := range []string{"program", "Gearman bridge", "controllers"} {
+		rows = append(rows, doctable.Rows(t, "metrics.md", "Metrics of the "+part)...)
+	}
 	for _, row := range rows {
 		name, _ := doctable.Code(row[0])
 		known[name] = true
 		if row[1] == "histogram" {
-			known[name+"_bucket"] = true
+			known[name+"_bucket"], known[name+"_sum"] = true, true
 		}
 	}
 	content, err := os.ReadFile(chartPath + "/files/dashboard.json")
@@ -141,6 +147,7 @@ func TestRuleSaysWhereRunbooksAre(t *testing.T) {
 	t.Parallel()
 	spec := ruleGroups{}
 	into(t, find(t, render(t, "everything"), "PrometheusRule", "builder").Object["spec"], &spec)
+	checkRules(t, spec)
 	if got := len(spec.Groups[0].Rules); got != len(alerts(t)) {
 		t.Errorf("%d rules, not %d", got, len(alerts(t)))
 	}
@@ -148,6 +155,22 @@ func TestRuleSaysWhereRunbooksAre(t *testing.T) {
 		if want := "https://wiki.example.org/zuulbuild/" + rule.Alert + ".md"; rule.Annotations["runbook_url"] != want {
 			t.Errorf("%s: %s rather than %s", rule.Alert, rule.Annotations["runbook_url"], want)
 		}
+	}
+}
+
+// checkRules has Prometheus read the rules.
+func checkRules(t *testing.T, groups ruleGroups) {
+	t.Helper()
+	content, err := yaml.Marshal(groups)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if output, err := command(t, nil, require(t, localcluster.Tool("promtool"), "tools promtool"), "check", "rules", file); err != nil {
+		t.Error(output, err)
 	}
 }
 
