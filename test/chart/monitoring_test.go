@@ -24,16 +24,18 @@ import (
 type rule struct {
 	Alert       string            `json:"alert"`
 	Expr        string            `json:"expr"`
-	For         string            `json:"for"`
+	For         string            `json:"for,omitempty"`
 	Labels      map[string]string `json:"labels"`
 	Annotations map[string]string `json:"annotations"`
 }
 
+type ruleGroup struct {
+	Name  string `json:"name"`
+	Rules []rule `json:"rules"`
+}
+
 type ruleGroups struct {
-	Groups []struct {
-		Name  string `json:"name"`
-		Rules []rule `json:"rules"`
-	} `json:"groups"`
+	Groups []ruleGroup `json:"groups"`
 }
 
 func alerts(t *testing.T) []rule {
@@ -87,6 +89,31 @@ func TestRunbooks(t *testing.T) {
 	}
 }
 
+// panel is one of the dashboard.
+type panel struct {
+	ID      int    `json:"id"`
+	Title   string `json:"title"`
+	Type    string `json:"type"`
+	Targets []struct {
+		Expr string `json:"expr"`
+	} `json:"targets"`
+}
+
+func panels(t *testing.T) []panel {
+	t.Helper()
+	content, err := os.ReadFile(chartPath + "/files/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dashboard := struct {
+		Panels []panel `json:"panels"`
+	}{}
+	if err := json.Unmarshal(content, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	return dashboard.Panels
+}
+
 // Alerts and dashboard ask for metrics there are, with labels they have.
 func TestQueriesAskForMetricsThereAre(t *testing.T) {
 	known := map[string]bool{}
@@ -101,28 +128,11 @@ func TestQueriesAskForMetricsThereAre(t *testing.T) {
 			known[name+"_bucket"], known[name+"_sum"] = true, true
 		}
 	}
-	content, err := os.ReadFile(chartPath + "/files/dashboard.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dashboard := struct {
-		Panels []struct {
-			ID      int    `json:"id"`
-			Title   string `json:"title"`
-			Type    string `json:"type"`
-			Targets []struct {
-				Expr string `json:"expr"`
-			} `json:"targets"`
-		} `json:"panels"`
-	}{}
-	if err := json.Unmarshal(content, &dashboard); err != nil {
-		t.Fatal(err)
-	}
 	queries, ids := map[string]string{}, map[int]bool{}
 	for _, alert := range alerts(t) {
 		queries[alert.Alert] = alert.Expr
 	}
-	for _, panel := range dashboard.Panels {
+	for _, panel := range panels(t) {
 		if ids[panel.ID] {
 			t.Errorf("panel %q has the id of another", panel.Title)
 		}
@@ -141,6 +151,23 @@ func TestQueriesAskForMetricsThereAre(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Each metric that the dashboard asks for is that of the namespaces that were chosen, and Prometheus takes what it asks.
+func TestDashboardIsOfANamespace(t *testing.T) {
+	t.Parallel()
+	group := ruleGroup{Name: "dashboard"}
+	for _, panel := range panels(t) {
+		for _, target := range panel.Targets {
+			for _, metric := range regexp.MustCompile(`\b(zuulbuild|process|rest_client|workqueue)_\w+`).FindAllStringIndex(target.Expr, -1) {
+				if !strings.HasPrefix(target.Expr[metric[1]:], `{namespace=~"$namespace"`) {
+					t.Errorf("panel %q: %s is of all namespaces", panel.Title, target.Expr[metric[0]:metric[1]])
+				}
+			}
+			group.Rules = append(group.Rules, rule{Alert: panel.Title, Expr: target.Expr})
+		}
+	}
+	checkRules(t, ruleGroups{[]ruleGroup{group}})
 }
 
 func TestRuleSaysWhereRunbooksAre(t *testing.T) {
