@@ -48,7 +48,7 @@ func stream(metric model.Metric, values ...float64) *model.SampleStream {
 func read(t *testing.T, panels string) *Dashboard {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "dashboard.json")
-	content := `{"title": "a dashboard", "templating": {"list": [{"name": "class", "current": {"value": "large"}}, {"name": "all", "current": {"value": "$__all"}}]}, "panels": [` + panels + `]}`
+	content := `{"title": "a dashboard", "templating": {"list": [{"name": "class", "current": {"value": "large"}}, {"name": "all", "current": {"value": ["$__all"]}}]}, "panels": [` + panels + `]}`
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
