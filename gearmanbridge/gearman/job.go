@@ -36,6 +36,8 @@ type Job struct {
 	Payload []byte
 	// Assigned is when it was read from the connection.
 	Assigned time.Time
+	// LogValues are keys and values for the worker's lines about the job. Worker.Assigned may set them; else it is Function and Unique.
+	LogValues []any
 
 	handle string
 	link   *link
@@ -49,6 +51,13 @@ type Job struct {
 // Handle returns the server's name for the job, for logs. Servers reuse
 // handles after a restart, so it must not be stored as the job's identity.
 func (j *Job) Handle() string { return j.handle }
+
+func (j *Job) logValues() []any {
+	if j.LogValues != nil {
+		return j.LogValues
+	}
+	return []any{"function", j.Function, "unique", j.Unique}
+}
 
 // Done is closed when the job was finished or its connection was lost.
 func (j *Job) Done() <-chan struct{} { return j.done }

@@ -141,7 +141,7 @@ func (s *Server) read(p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Logger != nil {
-		s.Logger.Info("Gearman connection ended", "peer", p.host, "clientID", p.clientID, "reason", err)
+		s.Logger.Info("Gearman connection ended", "peer", p.host, "clientID", p.clientID, "error", err)
 	}
 	p.close()
 	for i, other := range s.peers {

@@ -209,7 +209,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		if time.Since(warned[connected]) >= warnInterval {
 			level, warned[connected] = slog.LevelWarn, time.Now()
 		}
-		w.logger().Log(ctx, level, "no Gearman connection", "server", w.Address, "reason", err, "retryIn", delay)
+		w.logger().Log(ctx, level, "no Gearman connection", "server", w.Address, "error", err, "retryIn", delay)
 		w.pause(ctx, delay)
 	}
 	w.closeIfDrained(nil)

@@ -1,8 +1,10 @@
 package gearman_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -135,7 +137,15 @@ func TestHandleDiesWithItsConnection(t *testing.T) {
 
 func TestSameHandleTwiceOnOneConnection(t *testing.T) {
 	server := newMockServer(t)
-	worker := startWorker(t, server.address(), []string{"f"}, nil)
+	var log bytes.Buffer // no line comes after that of the second job
+	worker := startWorker(t, server.address(), []string{"f"}, func(w *gearman.Worker) {
+		w.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		assigned := w.Assigned
+		w.Assigned = func(job *gearman.Job) {
+			job.LogValues = []any{"build", "one"}
+			assigned(job)
+		}
+	})
 	server.accept()
 	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
 	server.send(bytesAssignH1)
@@ -145,6 +155,9 @@ func TestSameHandleTwiceOnOneConnection(t *testing.T) {
 	first, second := next(t, "job", worker.jobs), next(t, "job", worker.jobs)
 	if err := first.Complete(nil); !errors.Is(err, gearman.ErrHandleLost) {
 		t.Errorf("first: got %v, want ErrHandleLost", err)
+	}
+	if want := "a job is lost: the Gearman server gave its handle to another one\" build=one"; !strings.Contains(log.String(), want) {
+		t.Errorf("the log has no line with %q:\n%s", want, &log)
 	}
 	must(t, second.Complete(nil))
 	server.expect(bytesCompleteH1)

@@ -277,7 +277,8 @@ func (l *loop) assigned(packet Packet) []Packet {
 	job, replaced := l.link.assign(packet)
 	var out []Packet
 	if replaced != nil && replaced.lose() {
-		l.logger.Warn("the Gearman server gave a handle to a second job", "server", l.worker.Address, "handle", job.handle)
+		l.logger.With(replaced.logValues()...).Warn("a job is lost: the Gearman server gave its handle to another one",
+			"server", l.worker.Address, "handle", job.handle, "other", job.Unique)
 		out = l.session.finished(replaced.Function)
 	}
 	l.worker.Assigned(job)
