@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
@@ -110,7 +111,7 @@ func (b *Bridge) settleRegularly(ctx context.Context, s *session) {
 		if err := b.settle(ctx, s, connected); err == nil {
 			level = slog.LevelWarn
 		} else if ctx.Err() == nil {
-			b.Logger.Log(ctx, level, "The Gearman server does not tell whether lost jobs come back; asking again", "gearmanServer", s.server.Name, "reason", err)
+			b.Logger.Log(ctx, level, "The Gearman server does not tell whether lost jobs come back; asking again", "gearmanServer", s.server.Name, "error", err)
 			level, next = slog.LevelDebug, min(next, time.Second)
 		}
 		timer.Reset(next)
@@ -161,7 +162,7 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 		case known:
 			b.alone.prolong(key)
 		case !b.assignments.has(key): // it did not come back and end while we asked
-			b.Logger.Info("The Gearman server forgot the job of the build; stopping it", "uuid", builds[i].Spec.UUID, "build", key)
+			b.Logger.With(buildlog.Of(&builds[i])...).Info("The Gearman server forgot the job of the build; stopping it", "gearmanServer", s.server.Name)
 			err := b.abort(ctx, &builds[i], v1alpha1.AbortAbandoned, client.MergeFromWithOptimisticLock{})
 			if apierrors.IsConflict(err) {
 				continue // an old view: it may be stopped already

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/tracing"
 )
@@ -33,6 +34,19 @@ type assignment struct {
 	sending sync.Mutex // orders what is sent, and guards the two below
 	started bool       // the first WORK_DATA was sent
 	running bool       // the WORK_DATA that tells the node was sent
+}
+
+// logValues are for lines about the build, which may still be on its way.
+func (a *assignment) logValues() []any {
+	return buildlog.Values(storableUUID(a.unique), a.target.job, a.key)
+}
+
+// logValuesOf a build that the cache does not show: somebody may wait for it all the same.
+func (b *Bridge) logValuesOf(key types.NamespacedName) []any {
+	if listeners := b.assignments.of(key); len(listeners) > 0 {
+		return listeners[0].logValues()
+	}
+	return buildlog.Values("", "", key)
 }
 
 // has notes the build, and tells whether somebody asked to stop it before it was there.

@@ -9,9 +9,11 @@ import (
 	"strings"
 	"sync"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
 
@@ -52,13 +54,13 @@ func (b *Bridge) command(ctx context.Context, running *sync.WaitGroup, s *sessio
 	}
 }
 
-func (b *Bridge) answer(job *gearman.Job, known bool) {
+func (b *Bridge) answer(ctx context.Context, job *gearman.Job, build buildReference, known bool) {
 	send := job.Fail
 	if known {
 		send = func() error { return job.Complete(nil) }
 	}
 	if err := send(); err != nil {
-		b.Logger.Info("A command could not be answered", "function", job.Function, "reason", err)
+		b.commandLogger(ctx, job, build).Info("A command could not be answered", "error", err)
 		return
 	}
 	if known { // for a build that is not, another replica is given time to have told of it
@@ -69,17 +71,30 @@ func (b *Bridge) answer(job *gearman.Job, known bool) {
 // refuseCommand answers a job whose argument cannot be understood. Zuul sends no such thing, and whoever does shall not fill the log.
 func (b *Bridge) refuseCommand(ctx context.Context, job *gearman.Job, reason error) {
 	b.metrics.command(job, commandMalformed, nil)
-	b.answer(job, false)
+	b.answer(ctx, job, buildReference{}, false)
 	level := slog.LevelDebug
 	b.refusals.Do(func() { level = slog.LevelInfo })
-	b.Logger.Log(ctx, level, "Command refused; at most one a minute is told of at this level", "function", job.Function, "reason", reason)
+	b.Logger.Log(ctx, level, "Command refused; at most one a minute is told of at this level", "function", job.Function, "error", reason)
 }
 
 // unknownBuild answers a command for a build that is none of ours, or no more. Zuul asks again and again where a change ahead fails (protocol
 // section 1.6).
-func (b *Bridge) unknownBuild(job *gearman.Job, build buildReference) {
-	b.answer(job, false)
-	b.Logger.Debug("Command for an unknown build", "gearmanServer", build.server, "function", job.Function, "uuid", build.uuid, "job", build.job, "number", build.number)
+func (b *Bridge) unknownBuild(ctx context.Context, job *gearman.Job, build buildReference) {
+	b.answer(ctx, job, build, false)
+	if b.Logger.Enabled(ctx, slog.LevelDebug) {
+		b.commandLogger(ctx, job, build).Debug("Command for an unknown build")
+	}
+}
+
+// commandLogger is for a line about a command. It says of the build what is known, by the cache or by a request on its way, or else what the command says.
+func (b *Bridge) commandLogger(ctx context.Context, job *gearman.Job, reference buildReference) *slog.Logger {
+	values, number := buildlog.Values(storableUUID(reference.uuid), storableUUID(reference.job), types.NamespacedName{}), reference.number
+	if build, err := b.find(ctx, reference); err == nil && build != nil {
+		values, number = buildlog.Of(build), build.Spec.Number
+	} else if a := b.onItsWay(reference); a != nil {
+		values = a.logValues()
+	}
+	return b.Logger.With(values...).With("number", number, "function", job.Function, "gearmanServer", reference.server)
 }
 
 // buildReference is how a command names a build, in either dialect (protocol section 3), and where it came from: a server has no say over the builds
@@ -98,6 +113,19 @@ func numberedBuild(name *string, number json.RawMessage) (buildReference, error)
 		return buildReference{}, errors.New("the argument needs a name and a number of at least 1")
 	}
 	return buildReference{job: *name, number: value}, nil
+}
+
+// onItsWay is the request that a unique names, which may not have its build yet.
+func (b *Bridge) onItsWay(reference buildReference) *assignment {
+	if reference.uuid == "" {
+		return nil // Zuul learns name and number from a build that exists
+	}
+	for _, a := range b.assignments.all() {
+		if a.unique == reference.uuid && a.server == reference.server {
+			return a
+		}
+	}
+	return nil
 }
 
 // find looks among the assignments too, because the cache may be late for a build that was just created. The build may be the cache's own: it must not

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/description"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 )
@@ -72,15 +73,15 @@ func (b *Bridge) commandDescribe(ctx context.Context, s *session, job *gearman.J
 	request.build.server = s.server.Name
 	key, known, err = b.findKey(ctx, request.build)
 	if err != nil {
-		b.Logger.Error("The builds cannot be read; a description is lost", "function", job.Function, "error", err)
+		b.commandLogger(ctx, job, request.build).Error("The builds cannot be read; a description is lost", "error", err)
 	}
 	if !known {
 		b.metrics.command(job, commandUnknown, err)
-		b.unknownBuild(job, request.build)
+		b.unknownBuild(ctx, job, request.build)
 		return key, false
 	}
 	b.metrics.command(job, commandAccepted, nil)
-	b.answer(job, true)
+	b.answer(ctx, job, request.build, true)
 	b.describer.want(key, description.Sanitize(request.html))
 	return key, true
 }
@@ -94,12 +95,8 @@ func (b *Bridge) findKey(ctx context.Context, reference buildReference) (key typ
 	if build != nil {
 		return client.ObjectKeyFromObject(build), true, nil
 	}
-	if reference.uuid != "" {
-		for _, a := range b.assignments.all() {
-			if a.unique == reference.uuid && a.server == reference.server {
-				return a.key, true, nil
-			}
-		}
+	if a := b.onItsWay(reference); a != nil {
+		return a.key, true, nil
 	}
 	return key, false, nil
 }
@@ -131,6 +128,7 @@ func (d *describer) setup(mgr ctrl.Manager) error {
 		For(&v1alpha1.ZuulBuild{}).
 		WatchesRawSource(source.Channel(d.changed, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		WithLogConstructor(buildlog.Constructor(mgr, "describe", d.bridge.logValuesOf)).
 		Complete(d)
 }
 
@@ -212,7 +210,7 @@ func (d *describer) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.R
 		d.settled(key, due.text)
 		return ctrl.Result{}, nil
 	case err != nil && permanent(err):
-		ctrl.LoggerFrom(ctx).Error(err, "The description cannot be stored; it is left out")
+		d.bridge.Logger.With(buildlog.Of(build)...).Error("The description cannot be stored; it is left out", "error", err)
 		d.settled(key, due.text)
 		return ctrl.Result{}, nil
 	case err != nil:

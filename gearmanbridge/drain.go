@@ -1,9 +1,9 @@
 package gearmanbridge
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +15,7 @@ import (
 const (
 	// drainReport is how often a drain says in the log what it waits for.
 	drainReport = 30 * time.Second
-	// drainNamed is how many builds it names.
+	// drainNamed is how many builds it names. At its end it names all.
 	drainNamed = 5
 )
 
@@ -32,32 +32,22 @@ func (b *Bridge) Drain(ctx context.Context) error {
 		case <-workers[0].Drained():
 			workers = workers[1:]
 		case <-tick.C:
-			b.Logger.Info("Draining: some builds are still to be reported", "builds", b.unreported(ctx))
+			b.Logger.Info("Draining: some builds are still to be reported", "builds", b.unreported(ctx, drainNamed))
 		case <-ctx.Done():
-			return fmt.Errorf("not yet reported: %s: %w", cmp.Or(b.unreported(context.WithoutCancel(ctx)), "no build"), ctx.Err())
+			return fmt.Errorf("builds not yet reported: %d: %w", b.unreported(context.WithoutCancel(ctx), math.MaxInt), ctx.Err())
 		}
 	}
 	return nil
 }
 
-// unreported tells which builds somebody waits for here, and how far they are.
-func (b *Bridge) unreported(ctx context.Context) string {
+// unreported counts the builds somebody waits for here, and says in the log how far some of them are.
+func (b *Bridge) unreported(ctx context.Context, named int) int {
 	all := b.assignments.all()
 	slices.SortFunc(all, func(x, y *assignment) int { return strings.Compare(x.key.String(), y.key.String()) })
-	var named []string
-	for _, a := range all[:min(len(all), drainNamed)] {
+	for _, a := range all[:min(len(all), named)] {
 		build := &v1alpha1.ZuulBuild{}
-		state := "not created yet"
-		if a.existing() != nil {
-			state = "not in the cache"
-			if err := b.Client.Get(ctx, a.key, build); err == nil {
-				state = strings.TrimSpace(string(build.Status.Phase) + " " + build.Status.Reason)
-			}
-		}
-		named = append(named, fmt.Sprintf("%s (%s)", a.key, state))
+		_ = b.Client.Get(ctx, a.key, build) // without a phase it is one that the cache does not show
+		b.Logger.With(a.logValues()...).Info("Not yet reported", "created", a.existing() != nil, "phase", build.Status.Phase, "reason", build.Status.Reason)
 	}
-	if more := len(all) - len(named); more > 0 {
-		named = append(named, fmt.Sprintf("and %d more", more))
-	}
-	return strings.Join(named, ", ")
+	return len(all)
 }

@@ -22,6 +22,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog/buildlogtest"
 	"zuulbuild.dev/zuulbuild/buildnumber"
 	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -49,6 +50,7 @@ type fixture struct {
 	api       client.WithWatch
 	namespace string
 	bridge    *Bridge
+	log       *buildlogtest.Log
 	stop      func() // tells the bridge to end, as it is told with the end of the test
 }
 
@@ -65,7 +67,9 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	must(t, err)
 	f := &fixture{t: t, api: api, namespace: apiserver.Namespace(t)}
 
-	logger := slog.NewTextHandler(newTestWriter(t), nil)
+	f.log = buildlogtest.New(newTestWriter(t))
+	t.Cleanup(func() { f.log.Check(t, "describe", "report", "report-zuul") }) // when the bridge has ended
+	logger := f.log.Handler()
 	mgr, err := ctrl.NewManager(access, ctrl.Options{
 		Scheme:     scheme,
 		Logger:     logr.FromSlogHandler(logger),

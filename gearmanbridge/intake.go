@@ -37,8 +37,11 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 	target, known := b.functions.lookup(job.Function)
 	if !known {
 		b.slots.release(p)
+		a := &assignment{job: job, server: s.server.Name, unique: job.Unique}
+		a.target.job = job.Function // as good a name as any
+		job.LogValues = a.logValues()
 		running.Go(func() {
-			b.refuse(job, job.Function, fmt.Errorf("function %q was never registered here", job.Function))
+			b.refuse(a, fmt.Errorf("function %q was never registered here", job.Function))
 		})
 		return
 	}
@@ -49,6 +52,7 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 	}
 	a := &assignment{job: job, server: s.server.Name, target: target, unique: job.Unique,
 		key: types.NamespacedName{Namespace: target.key.Namespace, Name: name}}
+	job.LogValues = a.logValues()
 	b.slots.assigned(p, func() { b.assignments.add(a) })
 	running.Go(func() {
 		b.intake(ctx, a)
@@ -79,16 +83,17 @@ func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
 // intake makes the request durable and tells Zuul that its build has begun, before anything else happens to it: until then Zuul can stop it only by
 // luck (protocol section 1.3). What the API server cannot take now is tried again while the job is ours.
 func (b *Bridge) intake(ctx context.Context, a *assignment) {
-	log := b.Logger.With("uuid", a.unique, "function", a.job.Function, "build", a.key)
+	log := b.Logger.With(a.logValues()...).With("gearmanServer", a.server)
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 5 * time.Second}
 	for {
-		build, err := b.accept(ctx, a)
+		build, how, err := b.accept(ctx, a)
 		var refused *refusal
 		switch {
 		case err == nil:
 			stop := a.has(build)
+			log.Info("Build taken", "request", how, "number", build.Spec.Number, "class", build.Spec.Node)
 			if err := b.begin(ctx, a, build); err != nil {
-				log.Info("The job was lost before its start could be reported", "reason", err)
+				log.Info("The job was lost before its start could be reported", "error", err)
 			}
 			b.notify(ctx, a.server, a.key)
 			b.claim(ctx, build)
@@ -97,7 +102,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 			}
 			return
 		case errors.As(err, &refused):
-			b.refuse(a.job, a.target.job, err)
+			b.refuse(a, err)
 			return
 		}
 		log.Error("Cannot create the ZuulBuild; trying again", "error", err)
@@ -114,18 +119,19 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 	}
 }
 
-// accept finds the ZuulBuild of the request or creates it. The name comes from the unique, so a request seen twice, by whatever replica, is one build.
-func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild, error) {
+// accept finds the ZuulBuild of the request or creates it; how is which of both, as metrics tell it. The name comes from the unique, so a request seen
+// twice, by whatever replica, is one build.
+func (b *Bridge) accept(ctx context.Context, a *assignment) (_ *v1alpha1.ZuulBuild, how string, _ error) {
 	existing := &v1alpha1.ZuulBuild{}
 	err := b.Client.Get(ctx, a.key, existing)
 	if apierrors.IsNotFound(err) {
 		var build *v1alpha1.ZuulBuild
 		if build, err = b.newBuild(ctx, a); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if err = b.Client.Create(ctx, build); err == nil {
 			b.metrics.requests.WithLabelValues(requestCreated).Inc()
-			return build, nil
+			return build, requestCreated, nil
 		}
 		if apierrors.IsAlreadyExists(err) {
 			err = b.Live.Get(ctx, a.key, existing)
@@ -133,16 +139,17 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild
 	}
 	if err != nil {
 		if permanent(err) {
-			return nil, &refusal{err}
+			return nil, "", &refusal{err}
 		}
-		return nil, err
+		return nil, "", err
 	}
 	if err := a.sameRequest(existing); err != nil {
-		return nil, &refusal{err}
+		return nil, "", &refusal{err}
 	}
-	b.metrics.requests.WithLabelValues(found(existing)).Inc()
+	how = found(existing)
+	b.metrics.requests.WithLabelValues(how).Inc()
 	a.adopts()
-	return existing, nil
+	return existing, how, nil
 }
 
 // sameRequest returns an error unless the build of the unique is what is asked for now. A unique is meant to be one build in all the world, so a
@@ -223,21 +230,22 @@ func (b *Bridge) begin(ctx context.Context, a *assignment, build *v1alpha1.ZuulB
 }
 
 // refuse gives a definite result to a request that has no ZuulBuild to put a message on: the log and Zuul's status.json tell it.
-func (b *Bridge) refuse(job *gearman.Job, name string, reason error) {
+func (b *Bridge) refuse(a *assignment, reason error) {
 	b.metrics.requests.WithLabelValues(requestRefused).Inc()
-	b.Logger.Error("Request refused", "uuid", job.Unique, "function", job.Function, "reason", reason)
+	log := b.Logger.With(a.logValues()...).With("gearmanServer", a.server)
+	log.Error("Request refused", "error", reason)
 	data := b.worker()
-	data.Name, data.Number = name, noNumber
+	data.Name, data.Number = a.target.job, noNumber
 	data.WorkerExtra.Message = truncate(reason.Error(), maxUUID)
-	if job.Data(data.encode()) != nil {
+	if a.job.Data(data.encode()) != nil {
 		return
 	}
 	data.Result = resultInvalidRequest
-	if job.Data(data.encode()) != nil {
+	if a.job.Data(data.encode()) != nil {
 		return
 	}
-	if err := job.Complete(data.encode()); err != nil {
-		b.Logger.Info("The refusal could not be sent", "uuid", job.Unique, "reason", err)
+	if err := a.job.Complete(data.encode()); err != nil {
+		log.Info("The refusal could not be sent", "error", err)
 		return
 	}
 	b.metrics.reports.WithLabelValues(resultLabel(resultInvalidRequest)).Inc()

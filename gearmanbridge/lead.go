@@ -7,6 +7,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 )
 
 // Every replica is connected to the Gearman servers, offers all functions and reports the builds it took. What only the leader does is to take some,
@@ -65,7 +66,7 @@ func (b *Bridge) claim(ctx context.Context, build *v1alpha1.ZuulBuild) {
 	claimed.Labels[v1alpha1.LabelReplica] = b.Identity
 	if err := b.Client.Patch(ctx, claimed, client.MergeFrom(build)); client.IgnoreNotFound(err) != nil {
 		// No harm while the replica that had it before is gone and this one leads.
-		b.Logger.Warn("It could not be noted which replica has the build now", "uuid", build.Spec.UUID, "build", client.ObjectKeyFromObject(build), "error", err)
+		b.Logger.With(buildlog.Of(build)...).Warn("It could not be noted which replica has the build now", "error", err)
 	}
 }
 

@@ -432,7 +432,7 @@ func (b *Bridge) measureQueue(ctx context.Context, server Server) {
 		case <-timer.C:
 			queues, err := b.askQueues(ctx, server)
 			if err != nil {
-				b.Logger.Debug("The Gearman server does not tell the length of its queues", "gearmanServer", server.Name, "reason", err)
+				b.Logger.Debug("The Gearman server does not tell the length of its queues", "gearmanServer", server.Name, "error", err)
 			}
 			b.metrics.setQueues(server.Name, queues)
 			timer.Reset(b.nextSweep())

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 )
 
 // reporter tells whoever waits for a build what its status says, and sees to builds that nobody waits for. Each Gearman server has one of its own: a
@@ -53,6 +54,7 @@ func (r *reporter) setup(mgr ctrl.Manager) error {
 		For(&v1alpha1.ZuulBuild{}, builder.WithPredicates(its, r.bridge.noteCompletions())).
 		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
+		WithLogConstructor(buildlog.Constructor(mgr, name, r.bridge.logValuesOf)).
 		Complete(r)
 }
 
@@ -77,7 +79,7 @@ func (r *reporter) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 	listeners := r.bridge.assignments.of(request.NamespacedName)
 	for _, a := range listeners {
 		if err := r.bridge.report(ctx, a, build); err != nil {
-			ctrl.LoggerFrom(ctx).Info("The job was lost before the build could be reported", "uuid", a.unique, "reason", err)
+			r.bridge.Logger.With(a.logValues()...).Info("The job was lost before the build could be reported", "gearmanServer", a.server, "error", err)
 		}
 	}
 	return r.abandon(ctx, build, len(listeners) > 0)
@@ -120,13 +122,14 @@ func (b *Bridge) finish(a *assignment, build *v1alpha1.ZuulBuild, data workData)
 	return a.job.Complete(data.encode())
 }
 
-// reported counts and traces the end of a build that was sent to a listener, unless err says that it was not.
+// reported counts, traces and logs the end of a build that was sent to a listener, unless err says that it was not.
 func (b *Bridge) reported(a *assignment, build *v1alpha1.ZuulBuild, result string, err error) {
 	if err != nil {
 		return
 	}
 	b.metrics.reported(a, result)
 	b.Tracer.Reported(a.reported(build))
+	b.Logger.With(buildlog.Of(build)...).Info("Build reported", "gearmanServer", a.server, "phase", build.Status.Phase, "result", result)
 }
 
 // missing: somebody deleted the ZuulBuild, which stops the build.
@@ -145,7 +148,7 @@ func (r *reporter) missing(ctx context.Context, key types.NamespacedName) (ctrl.
 		a.sending.Lock()
 		if a.started {
 			if err := r.bridge.finishDeleted(a, a.existing()); err != nil {
-				ctrl.LoggerFrom(ctx).Info("The end of a deleted build could not be sent", "uuid", a.unique, "reason", err)
+				r.bridge.Logger.With(a.logValues()...).Info("The end of a deleted build could not be sent", "gearmanServer", a.server, "error", err)
 			}
 		}
 		a.sending.Unlock()
@@ -171,7 +174,7 @@ func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, liste
 	if left := r.bridge.graceOf(build) - time.Since(since); left > 0 {
 		return ctrl.Result{RequeueAfter: left}, nil
 	}
-	ctrl.LoggerFrom(ctx).Info("Nobody waits for the build any more; stopping it", "uuid", build.Spec.UUID, "job", build.Spec.Job)
+	r.bridge.Logger.With(buildlog.Of(build)...).Info("Nobody waits for the build any more; stopping it", "gearmanServer", r.server)
 	// From an old view it might be stopped, and counted, a second time. The new one is on its way to the cache then, and calls again.
 	err := r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned, client.MergeFromWithOptimisticLock{})
 	r.bridge.metrics.abandoned(build, err)

@@ -69,9 +69,9 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 	stop.server = s.server.Name
 	outcome, build, err := b.toStopSoon(ctx, stop)
 	if outcome == commandUnknown {
-		b.unknownBuild(job, stop)
+		b.unknownBuild(ctx, job, stop)
 	} else {
-		answer := sync.OnceFunc(func() { b.answer(job, true) })
+		answer := sync.OnceFunc(func() { b.answer(ctx, job, stop, true) })
 		if build != nil {
 			timer := time.AfterFunc(stopAnswerDelay, answer)
 			defer timer.Stop()
@@ -83,8 +83,7 @@ func (b *Bridge) commandStop(ctx context.Context, s *session, job *gearman.Job) 
 	}
 	b.metrics.command(job, outcome, err)
 	if err != nil {
-		b.Logger.Error("The build could not be marked to stop; trying again",
-			"function", job.Function, "uuid", stop.uuid, "job", stop.job, "number", stop.number, "error", err)
+		b.commandLogger(ctx, job, stop).Error("The build could not be marked to stop; trying again", "error", err)
 		// Zuul has its answer, and will not ask again.
 		b.insist(ctx, stop)
 	}

@@ -90,7 +90,7 @@ func (b *Bridge) ignored(ctx context.Context, server Server) map[string]bool {
 	defer cancel()
 	ignored, err := ignoredJobs(ctx, server)
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		b.Logger.Warn("The Gearman server does not tell which jobs nobody waits for; asking again later", "gearmanServer", server.Name, "reason", err)
+		b.Logger.Warn("The Gearman server does not tell which jobs nobody waits for; asking again later", "gearmanServer", server.Name, "error", err)
 	}
 	return ignored
 }
@@ -195,7 +195,7 @@ func whyNobodyWaits(ctx context.Context, job *gearman.Job, ignored map[string]bo
 // endOrphan stops the build of a job nobody waits for, and then fails the job. That is done at once, while the build ends: whoever asks gearmand for
 // the same unique meanwhile is joined to the job, and might never be answered if it went back to the queue.
 func (b *Bridge) endOrphan(ctx context.Context, a *assignment, cause orphanCause) {
-	log := b.Logger.With("uuid", a.unique, "build", a.key, "handle", a.job.Handle(), "reason", cause.text())
+	log := b.Logger.With(a.logValues()...).With("gearmanServer", a.server, "handle", a.job.Handle(), "cause", cause.text())
 	if a.existing() == nil {
 		return // the build is on its way; the next sweep finds it
 	}
