@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -17,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 )
 
 const (
@@ -52,6 +54,13 @@ func (r *finishedReconciler) setup(mgr ctrl.Manager) error {
 					r.lookSoon(queue, e.ObjectNew)
 				}
 			},
+		}).
+		WithLogConstructor(func(request *reconcile.Request) logr.Logger {
+			logger := mgr.GetLogger().WithValues("controller", "finished")
+			if request != nil { // which names a job by what Zuul calls it
+				logger = logger.WithValues("namespace", request.Namespace, buildlog.KeyJob, request.Name)
+			}
+			return logger
 		}).
 		Complete(r)
 }

@@ -3,9 +3,12 @@ package controllers
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +31,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog/buildlogtest"
 	"zuulbuild.dev/zuulbuild/buildnumber"
 	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/hack/apiserver"
@@ -46,12 +50,14 @@ type harness struct {
 	*testing.T
 	api       client.Client // the test's own, past every cache
 	namespace string
-	delays    []time.Duration      // before a retry; nil for the real ones
-	maxBuilds int                  // 0 for more than any test has
-	ceiling   *capacity.Ceiling    // of the reconciler that was started last
-	podDelays []time.Duration      // before a Pod is made again; nil for the real ones
-	ahead     time.Duration        // of the time, the reconciler's clock
-	registry  *prometheus.Registry // of the reconciler that was started last
+	delays    []time.Duration        // before a retry; nil for the real ones
+	maxBuilds int                    // 0 for more than any test has
+	ceiling   *capacity.Ceiling      // of the reconciler that was started last
+	podDelays []time.Duration        // before a Pod is made again; nil for the real ones
+	ahead     time.Duration          // of the time, the reconciler's clock
+	registry  *prometheus.Registry   // of the reconciler that was started last
+	log       *buildlogtest.Log      // likewise
+	fails     atomic.Pointer[string] // the next request of the reconciler that is written so, as in a writeLog, does not come through
 }
 
 // fastClock is ahead of the time.
@@ -88,10 +94,14 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	h.Helper()
 	access := apiserver.Config(h)
 	writes = &writeLog{}
+	access.Wrap(h.breakOnce)
 	access.Wrap(writes.watch)
 	options := CacheOptions()
 	options.DefaultNamespaces = map[string]cache.Config{h.namespace: {}}
+	h.log = buildlogtest.New(io.Discard)
+	h.Cleanup(func() { h.log.Check(h, "zuulbuild") }) // when the manager has ended
 	mgr, err := ctrl.NewManager(access, ctrl.Options{
+		Logger: logr.FromSlogHandler(h.log.Handler()),
 		Scheme: testScheme(h.T), Cache: options, Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)}, // one for each test
 	})
@@ -153,12 +163,27 @@ func (f roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
 func (l *writeLog) watch(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(request *http.Request) (*http.Response, error) {
 		if request.Method != http.MethodGet {
-			// …/namespaces/NAMESPACE/RESOURCE[/NAME[/SUBRESOURCE]]
-			_, rest, _ := strings.Cut(request.URL.Path, "/namespaces/")
-			parts := append(strings.Split(rest, "/"), "", "", "")
 			l.mu.Lock()
-			l.writes = append(l.writes, strings.TrimSuffix(request.Method+" "+parts[1]+"/"+parts[3], "/"))
+			l.writes = append(l.writes, written(request))
 			l.mu.Unlock()
+		}
+		return next.RoundTrip(request)
+	})
+}
+
+// written is a request as a writeLog remembers it.
+func written(request *http.Request) string {
+	// …/namespaces/NAMESPACE/RESOURCE[/NAME[/SUBRESOURCE]]
+	_, rest, _ := strings.Cut(request.URL.Path, "/namespaces/")
+	parts := append(strings.Split(rest, "/"), "", "", "")
+	return strings.TrimSuffix(request.Method+" "+parts[1]+"/"+parts[3], "/")
+}
+
+// breakOnce has the request fail that the test wants to.
+func (h *harness) breakOnce(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(request *http.Request) (*http.Response, error) {
+		if fails := h.fails.Load(); fails != nil && *fails == written(request) && h.fails.CompareAndSwap(fails, nil) {
+			return nil, errors.New("the network is down")
 		}
 		return next.RoundTrip(request)
 	})

@@ -9,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -49,7 +48,7 @@ func orphaned(pod *corev1.Pod, build *v1alpha1.ZuulBuild) string {
 func (r *ZuulBuildReconciler) sweepRegularly(ctx context.Context) error {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
-			ctrl.Log.Error(err, "Pods without a build were not all found and deleted; trying again", "after", sweepInterval)
+			r.logger.Error(err, "Pods without a build were not all found and deleted; trying again", "after", sweepInterval)
 		}
 	}, sweepInterval)
 	return nil
@@ -99,7 +98,7 @@ func (r *ZuulBuildReconciler) deleteOrphan(ctx context.Context, pod *corev1.Pod,
 	err := r.Delete(ctx, pod.DeepCopy(), client.Preconditions{UID: &pod.UID})
 	if err == nil {
 		r.Metrics.orphanDeleted(cause)
-		ctrl.LoggerFrom(ctx).Info("Deleted a Pod without a build", "pod", client.ObjectKeyFromObject(pod), "cause", cause)
+		r.logger.WithValues(logValues(pod)...).Info("Deleted a Pod without a build", "pod", pod.Name, "cause", cause)
 	}
 	return client.IgnoreNotFound(err)
 }

@@ -62,6 +62,9 @@ func buildPod(build *v1alpha1.ZuulBuild, job *v1alpha1.ZuulJob, class *v1alpha1.
 	delete(pod.Annotations, v1alpha1.AnnotationToldToEnd)
 	pod.Annotations[v1alpha1.AnnotationRequiredContainers] = strings.Join(required, ",")
 	pod.Annotations[v1alpha1.AnnotationJob] = build.Spec.Job
+	if build.Spec.UUID != "" {
+		pod.Annotations[v1alpha1.AnnotationUUID] = build.Spec.UUID
+	}
 	if build.Spec.Node != "" {
 		pod.Annotations[v1alpha1.AnnotationNode] = build.Spec.Node
 	}

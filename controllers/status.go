@@ -158,6 +158,8 @@ func (r *ZuulBuildReconciler) writeStatus(ctx context.Context, before *v1alpha1.
 	}
 	r.Metrics.written(before, s.build, s.job, s.pod)
 	if completes {
+		status := &s.build.Status
+		ctrl.LoggerFrom(ctx).Info("Build complete", "phase", status.Phase, "result", status.Result, "reason", status.Reason, "node", status.NodeName)
 		r.sendEvent(s)
 	}
 	return nil

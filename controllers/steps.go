@@ -71,6 +71,7 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	switch {
 	case err == nil:
 		r.pods.remember(s.build, pod)
+		ctrl.LoggerFrom(ctx).V(1).Info("Pod made", "pod", pod.Name, "class", s.build.Spec.Node)
 		s.explained()
 		s.after = explainAfter
 		return true, nil

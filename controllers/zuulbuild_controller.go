@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/capacity"
 )
 
@@ -47,6 +49,7 @@ type ZuulBuildReconciler struct {
 	Clock    clock.PassiveClock
 	Metrics  *Metrics // nil for none
 
+	logger      logr.Logger // of the manager; for what happens in no round
 	pods        podMemory
 	writtenOver sync.Map // by NamespacedName of a build: the resource version its status was last written from
 	admission   admission
@@ -72,6 +75,7 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 
 // SetupWithManager registers the controllers. The cache must have the indexes of SetupIndexes.
 func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.logger = mgr.GetLogger()
 	if err := mgr.Add(manager.RunnableFunc(r.sweepRegularly)); err != nil {
 		return err
 	}
@@ -85,9 +89,25 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
 		Owns(&corev1.Pod{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.pods.note))).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 8})
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
+		WithLogConstructor(buildlog.Constructor(mgr, "zuulbuild", r.logValuesOf))
 	r.setupAdmission(controller)
 	return controller.Complete(r)
+}
+
+// logValuesOf a build that the cache does not show: its Pod may be there still.
+func (r *ZuulBuildReconciler) logValuesOf(key types.NamespacedName) []any {
+	pod := &corev1.Pod{}
+	if err := r.Get(context.Background(), key, pod, client.UnsafeDisableDeepCopy); err != nil || pod.Labels[v1alpha1.LabelBuild] != key.Name {
+		return buildlog.Values("", "", key)
+	}
+	return logValues(pod)
+}
+
+// logValues are for lines about the build that a Pod is of, or was.
+func logValues(pod *corev1.Pod) []any {
+	return buildlog.Values(pod.Annotations[v1alpha1.AnnotationUUID], pod.Annotations[v1alpha1.AnnotationJob],
+		types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[v1alpha1.LabelBuild]})
 }
 
 // +kubebuilder:rbac:groups=zuulbuild.dev,resources=zuulbuilds,verbs=get;list;watch;create;patch;delete

@@ -23,6 +23,8 @@ const (
 	LabelReplica = "zuulbuild.dev/replica"
 	// AnnotationJob on a Pod is the Gearman name of the job, unshortened.
 	AnnotationJob = "zuulbuild.dev/job"
+	// AnnotationUUID on a Pod is the uuid of the build, if it has one.
+	AnnotationUUID = "zuulbuild.dev/uuid"
 	// AnnotationNode on a Pod is the node class the build asks for, if it asks for one.
 	AnnotationNode = "zuulbuild.dev/node"
 	// AnnotationNumber on a Pod is the build number.
