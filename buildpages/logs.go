@@ -65,6 +65,7 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 	if build == nil {
 		return
 	}
+	r = about(r, build)
 	pod, err := s.findPod(r.Context(), build)
 	if err != nil {
 		writeFailure(w, r, "reading the Pod of the build failed", err)
@@ -81,7 +82,7 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 		writeMessage(w, r, http.StatusForbidden, "Log not shown", withheldSentence(refusal))
 		return
 	} else if err != nil {
-		log.FromContext(r.Context()).Error(err, "reading the Secrets that a log is censored for failed", "namespace", pod.Namespace, "pod", pod.Name)
+		log.FromContext(r.Context()).Error(err, "reading the Secrets that a log is censored for failed", "pod", pod.Name)
 		writeMessage(w, r, http.StatusBadGateway, "Log not readable", "The Secrets that the log is censored for could not be read at this moment. Try "+
 			"again; the log of the operator says why.")
 		return
@@ -113,13 +114,13 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 	case apierrors.IsBadRequest(err):
 		writeMessage(w, r, http.StatusNotFound, "No log", logWaiting.sentence())
 	case err != nil:
-		log.FromContext(r.Context()).Error(err, "opening a log failed", "namespace", pod.Namespace, "pod", pod.Name)
+		log.FromContext(r.Context()).Error(err, "opening a log failed", "pod", pod.Name)
 		writeMessage(w, r, http.StatusBadGateway, "Log not readable", "The log could not be read from the cluster at this moment. Try again; the log of "+
 			"the operator says why.")
 	default:
 		if err := copyLog(r.Context(), w, s.censored(r.Context(), pod, secrets, stream)); err != nil {
 			// The answer is not whole, and breaking the connection is the only way left to say so.
-			log.FromContext(r.Context()).V(1).Info("log stream broke off", "namespace", pod.Namespace, "pod", pod.Name, "reason", err.Error())
+			log.FromContext(r.Context()).V(1).Info("log stream broke off", "pod", pod.Name, "error", err.Error())
 			panic(http.ErrAbortHandler)
 		}
 	}

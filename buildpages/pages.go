@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildlog"
 	"zuulbuild.dev/zuulbuild/censor"
 	"zuulbuild.dev/zuulbuild/description"
 )
@@ -58,6 +59,7 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	if build == nil {
 		return
 	}
+	r = about(r, build)
 	pod, err := s.findPod(r.Context(), build)
 	if err != nil {
 		writeFailure(w, r, "reading the Pod of the build failed", err)
@@ -91,6 +93,12 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	}
 	page.Tone, page.Live = view.StateTone, !view.Complete
 	writePage(w, r, http.StatusOK, buildTemplate, page)
+}
+
+// about is the request with a log whose lines are about a build.
+func about(r *http.Request, build *v1alpha1.ZuulBuild) *http.Request {
+	logger := log.FromContext(r.Context()).WithValues(buildlog.Of(build)...)
+	return r.WithContext(log.IntoContext(r.Context(), logger))
 }
 
 // oneBuild returns the build a request names. If there is not exactly one, it answers the request and returns nil.
