@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -338,7 +339,7 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel, stepDown co
 		}
 	}()
 	if err := lead.bridge.Drain(ctx); err != nil {
-		lead.logger.Warn("Ending before the drain was over", "reason", err)
+		lead.logger.Warn("Ending before the drain was over", "error", err)
 	}
 }
 
@@ -399,11 +400,21 @@ func (o *operatorOptions) level() (level slog.Level, err error) {
 	return level, nil
 }
 
+// logHandler writes lines of JSON. What logr calls err, and with it every library, is called error, as everywhere else.
+func logHandler(to io.Writer, level slog.Leveler) slog.Handler {
+	return slog.NewJSONHandler(to, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, attribute slog.Attr) slog.Attr {
+		if len(groups) == 0 && attribute.Key == "err" {
+			attribute.Key = "error"
+		}
+		return attribute
+	}})
+}
+
 // newLogger is for all there is to log, the libraries' lines among it. Its level may be changed at any time.
 func newLogger(level slog.Level) (*slog.Logger, *slog.LevelVar) {
 	verbosity := &slog.LevelVar{}
 	verbosity.Set(level)
-	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: verbosity})
+	handler := logHandler(os.Stderr, verbosity)
 	logger := slog.New(handler)
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetSlogLogger(logger)
