@@ -38,6 +38,8 @@ func Of(build *v1alpha1.ZuulBuild) []any {
 
 // Constructor makes the loggers of a controller whose requests name builds: controller-runtime's own lines, such as "Reconciler error", are written with
 // them too. otherwise gives the values of a build that the cache does not show.
+//
+//nolint:contextcheck,nolintlint // a logger is made before there is a context of the round, and the cache answers at once
 func Constructor(mgr manager.Manager, controller string, otherwise func(types.NamespacedName) []any) func(*reconcile.Request) logr.Logger {
 	logger, builds := mgr.GetLogger().WithValues("controller", controller), mgr.GetClient()
 	return func(request *reconcile.Request) logr.Logger {

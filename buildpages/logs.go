@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/censor"
 )
 
@@ -65,7 +66,10 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request, streams chan s
 	if build == nil {
 		return
 	}
-	r = about(r, build)
+	s.serveLogOf(w, r.WithContext(about(r.Context(), build)), build, options, streams)
+}
+
+func (s *Server) serveLogOf(w http.ResponseWriter, r *http.Request, build *v1alpha1.ZuulBuild, options LogOptions, streams chan struct{}) {
 	pod, err := s.findPod(r.Context(), build)
 	if err != nil {
 		writeFailure(w, r, "reading the Pod of the build failed", err)

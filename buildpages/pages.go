@@ -2,6 +2,7 @@ package buildpages
 
 import (
 	"bytes"
+	"context"
 	"embed"
 	"errors"
 	"html/template"
@@ -59,7 +60,10 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	if build == nil {
 		return
 	}
-	r = about(r, build)
+	s.serveBuildOf(w, r.WithContext(about(r.Context(), build)), build)
+}
+
+func (s *Server) serveBuildOf(w http.ResponseWriter, r *http.Request, build *v1alpha1.ZuulBuild) {
 	pod, err := s.findPod(r.Context(), build)
 	if err != nil {
 		writeFailure(w, r, "reading the Pod of the build failed", err)
@@ -95,10 +99,9 @@ func (s *Server) serveBuild(w http.ResponseWriter, r *http.Request) {
 	writePage(w, r, http.StatusOK, buildTemplate, page)
 }
 
-// about is the request with a log whose lines are about a build.
-func about(r *http.Request, build *v1alpha1.ZuulBuild) *http.Request {
-	logger := log.FromContext(r.Context()).WithValues(buildlog.Of(build)...)
-	return r.WithContext(log.IntoContext(r.Context(), logger))
+// about is the context with a log whose lines are about a build.
+func about(ctx context.Context, build *v1alpha1.ZuulBuild) context.Context {
+	return log.IntoContext(ctx, log.FromContext(ctx).WithValues(buildlog.Of(build)...))
 }
 
 // oneBuild returns the build a request names. If there is not exactly one, it answers the request and returns nil.
