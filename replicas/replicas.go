@@ -185,11 +185,14 @@ func (r *Replicas) other(matches func(State) bool) bool {
 	return false
 }
 
-// SetState says what this replica does. The others learn it with the next renewal.
+// SetState says what this replica does. The others learn it with the next renewal. One that drains does so until its end: it may lead meanwhile, where
+// nobody else can, but nobody may take it for one that can lead in their place.
 func (r *Replicas) SetState(state State) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state = state
+	if r.state != Draining {
+		r.state = state
+	}
 }
 
 func (r *Replicas) leaseName(identity string) string { return "zuulbuild-replica-" + identity }

@@ -72,6 +72,19 @@ func TestSighting(t *testing.T) {
 	}
 }
 
+// TestDrainingIsFinal: a replica that drains is nobody's successor, whether it loses the lead or is elected once more.
+func TestDrainingIsFinal(t *testing.T) {
+	for _, next := range []State{Standby, Leading} {
+		r := Replicas{}
+		r.SetState(Leading)
+		r.SetState(Draining)
+		r.SetState(next)
+		if r.state != Draining {
+			t.Errorf("a replica that drains says %s", r.state)
+		}
+	}
+}
+
 // TestReplicas: two replicas on a real API server learn of each other, what the other does, and its end.
 func TestReplicas(t *testing.T) {
 	api, err := client.New(apiserver.Config(t), client.Options{Scheme: clientgoscheme.Scheme})
