@@ -25,7 +25,7 @@ import (
 )
 
 // leadership decides when this replica leads. The manager under it runs all the time: cache, pages, and the bridge with the builds it took. While it
-// leads, the controllers run as well and the bridge takes builds.
+// leads, the controllers run as well and the bridge takes builds, unless it drains.
 type leadership struct {
 	manager   ctrl.Manager
 	bridge    *gearmanbridge.Bridge
@@ -37,18 +37,56 @@ type leadership struct {
 	logger *slog.Logger
 }
 
-// Start has this replica stand for election again and again until ctx is done. It returns an error if the controllers cannot run at all.
+// Start has this replica stand for election again and again until ctx is done, but while another one is to lead in its place. It returns an error if
+// the controllers cannot run at all.
 func (l *leadership) Start(ctx context.Context) error {
-	for {
-		err := l.serve(ctx)
-		if ctx.Err() != nil {
+	for await(ctx, func() bool { return !l.yields() }) {
+		yielded, err := l.stand(ctx)
+		switch {
+		case ctx.Err() != nil:
 			return nil //nolint:nilerr // ended as asked
-		}
-		if err == nil || err.Error() != leaseLost {
+		case yielded:
+		case err != nil && err.Error() == leaseLost:
+			l.logger.Warn("This replica leads no more: it reports the builds it has, and stands for election again")
+		default:
 			return err
 		}
-		l.logger.Warn("This replica leads no more: it reports the builds it has, and stands for election again")
 	}
+	return nil
+}
+
+// stand has this replica stand for election until it has led and leads no more, or yields to another one.
+func (l *leadership) stand(ctx context.Context) (yielded bool, err error) {
+	term, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		if await(term, l.yields) {
+			l.logger.Info("Another replica is there to lead")
+			end()
+		}
+	}()
+	err = l.serve(term)
+	return term.Err() != nil, err
+}
+
+// yields tells whether another replica is to lead in place of this one, which drains. Where there is none, it leads although it takes no builds:
+// those it has must end. It may be that there is one now and soon none, when several replicas are told to end at once; then this one stands again.
+func (l *leadership) yields() bool {
+	return l.mates != nil && l.mates.State() == replicas.Draining && l.mates.Successor()
+}
+
+// await returns true when the condition holds, or false when ctx is done.
+func await(ctx context.Context, condition func() bool) bool {
+	ticker := time.NewTicker(replicas.Interval / 4)
+	defer ticker.Stop()
+	for !condition() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ticker.C:
+		}
+	}
+	return ctx.Err() == nil
 }
 
 // leaderLeaseName is the Lease whose holder leads.
@@ -74,7 +112,7 @@ func (l *leadership) serve(ctx context.Context) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if !over && ctx.Err() == nil {
-			l.logger.Info("This replica leads: it takes builds")
+			l.logger.Info("This replica leads: it runs Pods, and takes builds unless it drains")
 			l.bridge.Lead()
 			l.say(replicas.Leading)
 		}
@@ -141,20 +179,6 @@ func (l *leadership) say(state replicas.State) {
 	if l.mates != nil {
 		l.mates.SetState(state)
 	}
-}
-
-// awaitSuccessor returns true when another replica lives that can lead, or false when ctx is done.
-func (l *leadership) awaitSuccessor(ctx context.Context) bool {
-	ticker := time.NewTicker(replicas.Interval / 4)
-	defer ticker.Stop()
-	for l.mates == nil || !l.mates.Successor() {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-ticker.C:
-		}
-	}
-	return true
 }
 
 // sharedCache is the cache of another manager, which starts it.

@@ -184,15 +184,10 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 		return err
 	}
 	defer lead.bridge.Tracer.Close(ctx)
-	leading, stepDown := context.WithCancel(ctx)
-	defer stepDown()
-	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		defer context.AfterFunc(ctx, stepDown)()
-		return lead.Start(leading)
-	})); err != nil {
+	if err := mgr.Add(manager.RunnableFunc(lead.Start)); err != nil {
 		return err
 	}
-	go o.drainOnSignal(ctx, cancel, stepDown, lead)
+	go o.drainOnSignal(ctx, cancel, lead)
 	err = mgr.Start(ctx)
 	release, cancelRelease := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancelRelease()
@@ -309,9 +304,9 @@ func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) erro
 }
 
 // drainOnSignal has the first SIGTERM or SIGINT end things well: nothing new is taken, what runs is reported, stop: is served. Another replica, as soon
-// as there is one, leads meanwhile; until then the controllers run on here, for builds have to end. A second signal, or the end of the drain timeout,
+// and as long as there is one, leads meanwhile; else the controllers run here, for builds have to end. A second signal, or the end of the drain timeout,
 // ends at once; builds then go on in the cluster and their jobs are requeued or retried.
-func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel, stepDown context.CancelFunc, lead *leadership) {
+func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.CancelFunc, lead *leadership) {
 	defer cancel()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -332,12 +327,6 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel, stepDown co
 		}
 	}()
 	lead.say(replicas.Draining)
-	go func() {
-		if lead.awaitSuccessor(ctx) {
-			lead.logger.Info("Another replica is there to lead")
-			stepDown()
-		}
-	}()
 	if err := lead.bridge.Drain(ctx); err != nil {
 		lead.logger.Warn("Ending before the drain was over", "error", err)
 	}

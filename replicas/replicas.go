@@ -25,8 +25,8 @@ type State string
 // The states of a replica.
 const (
 	Standby  State = "Standby"  // it is ready to lead
-	Leading  State = "Leading"  // it takes builds
-	Draining State = "Draining" // it takes no build any more and ends with the last it has
+	Leading  State = "Leading"  // it takes builds and runs Pods
+	Draining State = "Draining" // it takes no build any more and ends with the last it has; where nobody else can, it leads meanwhile
 )
 
 const (
@@ -195,20 +195,24 @@ func (r *Replicas) SetState(state State) {
 	}
 }
 
+// State is what this replica does.
+func (r *Replicas) State() State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state == "" {
+		return Standby
+	}
+	return r.state
+}
+
 func (r *Replicas) leaseName(identity string) string { return "zuulbuild-replica-" + identity }
 
 // renew writes the Lease of this replica, whatever it was: nobody else writes it.
 func (r *Replicas) renew(ctx context.Context) error {
-	r.mu.Lock()
-	state := r.state
-	r.mu.Unlock()
-	if state == "" {
-		state = Standby
-	}
 	lease := &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Namespace, Name: r.leaseName(r.Identity),
-			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{AnnotationState: string(state)},
+			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{AnnotationState: string(r.State())},
 			OwnerReferences: r.owners(),
 		},
 		Spec: coordinationv1.LeaseSpec{

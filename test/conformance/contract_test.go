@@ -167,6 +167,7 @@ var contract = []struct {
 	// Not of section 7, but of what else the contract asks for.
 	{"further", "class-limit", true, nil},
 	{"further", "rolling-upgrade", true, nil},
+	{"further", "drain-together", true, nil},
 	{"further", "tls", true, []string{"gearmanbridge/gearman:TestTLS"}},
 }
 
