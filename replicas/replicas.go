@@ -44,7 +44,7 @@ const (
 	forgetAfter = 10 * time.Minute
 )
 
-// Replicas is this replica among the others. It is a manager.Runnable; until Start has looked once nothing is known.
+// Replicas is this replica among the others. It is a manager.Runnable; until Start has looked once, whoever is asked for may live.
 type Replicas struct {
 	// Client reads and writes past any cache.
 	Client client.Client
@@ -61,16 +61,18 @@ type Replicas struct {
 	mu     sync.Mutex
 	state  State
 	others map[string]sighting
+	looked time.Time // when others was made; zero for never
 }
 
-// sighting is what is known of another replica. Whether it lives is told by the clock of this machine alone: when its Lease was last seen to change.
+// sighting is what is known of another replica. Whether it lives is told by the clock of this machine alone: when its Lease was last seen to change,
+// before it was last looked at.
 type sighting struct {
 	state   State
 	version string
 	changed time.Time
 }
 
-func (s sighting) alive(now time.Time) bool { return now.Sub(s.changed) < Duration }
+func (s sighting) alive(looked time.Time) bool { return looked.Sub(s.changed) < Duration }
 
 // Start keeps the Lease until ctx is done, and deletes it then.
 func (r *Replicas) Start(ctx context.Context) error {
@@ -120,10 +122,12 @@ func (r *Replicas) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// look takes in which replicas there are, and returns the others.
+// look takes in which replicas there are, and returns the others. Nobody is called dead by the time in which they were not looked at: when the API server
+// was away, who looks first must not find that all others have not renewed their Leases.
 func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string]sighting {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	gap := now.Sub(r.looked) > 2*Interval
 	others := map[string]sighting{}
 	for i := range leases {
 		identity := ptr.Deref(leases[i].Spec.HolderIdentity, "")
@@ -134,13 +138,13 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 		switch {
 		case !known:
 			seen.changed = firstSight(&leases[i], now)
-		case seen.version != leases[i].ResourceVersion:
+		case gap || seen.version != leases[i].ResourceVersion:
 			seen.changed = now
 		}
 		seen.version, seen.state = leases[i].ResourceVersion, State(leases[i].Annotations[AnnotationState])
 		others[identity] = seen
 	}
-	r.others = others
+	r.others, r.looked = others, now
 	return maps.Clone(others)
 }
 
@@ -157,28 +161,35 @@ func firstSight(lease *coordinationv1.Lease, now time.Time) time.Time {
 	return said
 }
 
-// Alive tells whether a replica lives, this one included. One without a Lease does not.
+// Alive tells whether a replica may live, this one included. One without a Lease does not.
 func (r *Replicas) Alive(identity string) bool {
-	if identity == r.Identity {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if identity == r.Identity || r.looked.IsZero() {
 		return true
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	seen, known := r.others[identity]
-	return known && seen.alive(time.Now())
+	return known && seen.alive(r.looked)
 }
 
-// Others tells whether another replica lives.
-func (r *Replicas) Others() bool { return r.other(func(State) bool { return true }) }
-
-// Successor tells whether another replica lives that can lead.
-func (r *Replicas) Successor() bool { return r.other(func(s State) bool { return s != Draining }) }
-
-func (r *Replicas) other(matches func(State) bool) bool {
+// Others tells whether another replica may live.
+func (r *Replicas) Others() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.looked.IsZero() || r.other(func(State) bool { return true })
+}
+
+// Successor tells whether another replica is known to live that can lead.
+func (r *Replicas) Successor() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.other(func(s State) bool { return s != Draining })
+}
+
+// other tells whether another replica lives whose state matches. r.mu is held.
+func (r *Replicas) other(matches func(State) bool) bool {
 	for _, seen := range r.others {
-		if seen.alive(time.Now()) && matches(seen.state) {
+		if seen.alive(r.looked) && matches(seen.state) {
 			return true
 		}
 	}

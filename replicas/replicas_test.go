@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -32,28 +33,45 @@ func lease(identity string, version int, renewed time.Time, state State) coordin
 	}
 }
 
-// TestSighting: how long a replica counts as alive, by when its Lease was seen to change and not by what its clock says.
-func TestSighting(t *testing.T) {
-	type look struct {
-		at      time.Duration // after noon
-		version int           // 0: the Lease is gone
-		renewed time.Duration
+// look is what one look finds of another replica.
+type look struct {
+	at      time.Duration // after noon
+	version int           // of its Lease; 0: it is gone
+	renewed time.Duration // when the Lease says that it was
+}
+
+// looks are those that Start has, from one time to another, while the Lease does not change.
+func looks(from, to time.Duration, version int) (looks []look) {
+	for at := from; at <= to; at += Interval {
+		looks = append(looks, look{at: at, version: version, renewed: from})
 	}
+	return looks
+}
+
+// TestSighting: how long a replica counts as alive, by when its Lease was seen to change and not by what its clock says, nor by time in which nobody
+// looked.
+func TestSighting(t *testing.T) {
+	const almost = Duration - Interval
 	for name, test := range map[string]struct {
 		looks []look
-		at    time.Duration
 		alive bool
 	}{
-		"never seen":                         {alive: false},
-		"just renewed":                       {looks: []look{{version: 1}}, alive: true},
-		"not renewed for almost a duration":  {looks: []look{{version: 1}, {at: 10 * time.Second, version: 1}}, at: Duration - 1, alive: true},
-		"not renewed for a duration":         {looks: []look{{version: 1}, {at: 10 * time.Second, version: 1}}, at: Duration},
-		"renewed":                            {looks: []look{{version: 1}, {at: 10 * time.Second, version: 2}}, at: Duration, alive: true},
-		"renewed by a clock that is late":    {looks: []look{{version: 1, renewed: -time.Hour}, {at: time.Second, version: 2, renewed: -time.Hour}}, at: Duration, alive: true},
-		"first seen by a clock that is late": {looks: []look{{version: 1, renewed: -time.Hour}}, at: 2 * Interval, alive: true},
-		"first seen long after its end":      {looks: []look{{version: 1, renewed: -time.Hour}}, at: 3 * Interval},
-		"first seen, renewed in the future":  {looks: []look{{version: 1, renewed: time.Hour}}, at: Duration},
-		"gone":                               {looks: []look{{version: 1}, {at: time.Second}}, at: 2 * time.Second},
+		"never looked":                       {alive: true},
+		"no Lease":                           {looks: []look{{}}},
+		"just renewed":                       {looks: looks(0, 0, 1), alive: true},
+		"not renewed for almost a duration":  {looks: looks(0, almost, 1), alive: true},
+		"not renewed for a duration":         {looks: looks(0, Duration, 1)},
+		"renewed":                            {looks: slices.Concat(looks(0, almost, 1), looks(Duration, 2*almost, 2)), alive: true},
+		"renewed by a clock that is late":    {looks: []look{{version: 1, renewed: -time.Hour}, {at: Interval, version: 2, renewed: -time.Hour}}, alive: true},
+		"first seen by a clock that is late": {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}}, alive: true},
+		"first seen long after its end":      {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}, {at: 3 * Interval, version: 1}}},
+		"first seen, renewed in the future":  {looks: append([]look{{version: 1, renewed: time.Hour}}, looks(Interval, Duration, 1)...)},
+		"gone":                               {looks: []look{{version: 1}, {at: Interval}}},
+		"nobody looked for long":             {looks: []look{{version: 1}, {at: 30 * time.Second, version: 1}}, alive: true},
+		"nobody looked for long, and then for almost a duration": {
+			looks: append(looks(0, 0, 1), looks(30*time.Second, 30*time.Second+almost, 1)...), alive: true},
+		"nobody looked for long, and then for a duration": {
+			looks: append(looks(0, 0, 1), looks(30*time.Second, 30*time.Second+Duration, 1)...)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := Replicas{Identity: "self"}
@@ -64,8 +82,7 @@ func TestSighting(t *testing.T) {
 				}
 				r.look(leases, noon.Add(look.at))
 			}
-			seen, known := r.others["other"]
-			if alive := known && seen.alive(noon.Add(test.at)); alive != test.alive {
+			if alive := r.Alive("other"); alive != test.alive {
 				t.Errorf("alive: %v", alive)
 			}
 		})
@@ -111,8 +128,9 @@ func TestReplicas(t *testing.T) {
 	first, _ := start("group", "first")
 	second, stopSecond := start("group", "second")
 	stranger, _ := start("other-group", "stranger")
-	eventually("each sees the other", func() bool { return first.Alive("second") && second.Alive("first") && first.Successor() })
-	if first.Alive("stranger") || !first.Alive("first") || stranger.Others() {
+	eventually("each sees the other", func() bool { return first.Successor() && second.Successor() })
+	eventually("the stranger sees nobody", func() bool { return !stranger.Others() })
+	if first.Alive("stranger") || !first.Alive("first") || !first.Alive("second") || !second.Alive("first") {
 		t.Error("groups are mixed, or a replica does not know itself")
 	}
 	second.SetState(Draining)
