@@ -266,6 +266,12 @@ func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, l
 	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
 		return err
 	}
+	if lead.mates.Owner != nil {
+		lead.mates.FindOwner = func(ctx context.Context) (*metav1.OwnerReference, error) {
+			owner, err := o.leaseOwner(ctx, direct, lead)
+			return owner, client.IgnoreNotFound(err)
+		}
+	}
 	lead.bridge.Replicas, lead.bridge.Identity = lead.mates, lead.mates.Identity
 	return mgr.Add(lead.mates)
 }

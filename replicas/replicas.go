@@ -40,6 +40,8 @@ const (
 	// Duration is how long a replica that does not renew its Lease counts as alive: longer than the lease of the leader, so that nobody who still
 	// thinks it leads is called dead.
 	Duration = 20 * time.Second
+	// chance is the least time a replica has to be seen: enough to renew its Lease twice, or to make another one where it was deleted.
+	chance = 2*Interval + Interval/2
 	// forgetAfter is when the Lease of a replica that ended without a word is cleared away.
 	forgetAfter = 10 * time.Minute
 )
@@ -55,13 +57,19 @@ type Replicas struct {
 	// Identity of this replica: a DNS label of at most 63 characters, never used twice.
 	Identity string
 	// Owner is what the Leases go with when it is deleted, in the same namespace; nil for nothing.
-	Owner  *metav1.OwnerReference
-	Logger *slog.Logger
+	Owner *metav1.OwnerReference
+	// FindOwner finds what is in the place of an Owner that was deleted, or nil while nothing is; may be nil.
+	FindOwner func(context.Context) (*metav1.OwnerReference, error)
+	Logger    *slog.Logger
 
-	mu     sync.Mutex
-	state  State
-	others map[string]sighting
-	looked time.Time // when others was made; zero for never
+	mu      sync.Mutex
+	state   State
+	owner   *metav1.OwnerReference // found in the place of Owner
+	renewed bool                   // the Lease was there once
+	others  map[string]sighting
+	looked  time.Time            // when others was made; zero for never
+	since   time.Time            // the first look of those without a gap between them
+	missing map[string]time.Time // when it was seen that the Lease of a replica, which was there, is not
 }
 
 // sighting is what is known of another replica. Whether it lives is told by the clock of this machine alone: when its Lease was last seen to change,
@@ -128,6 +136,9 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	gap := now.Sub(r.looked) > 2*Interval
+	if gap {
+		r.since = now
+	}
 	others := map[string]sighting{}
 	for i := range leases {
 		identity := ptr.Deref(leases[i].Spec.HolderIdentity, "")
@@ -144,32 +155,56 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 		seen.version, seen.state = leases[i].ResourceVersion, State(leases[i].Annotations[AnnotationState])
 		others[identity] = seen
 	}
+	r.miss(others, now)
 	r.others, r.looked = others, now
 	return maps.Clone(others)
 }
 
-// firstSight is when a Lease that was never seen before is taken to have changed last: when it says so. But as clocks differ, it has time to be renewed
-// at least twice.
+// miss notes whose Lease is there no more. r.mu is held.
+func (r *Replicas) miss(there map[string]sighting, now time.Time) {
+	missing := map[string]time.Time{}
+	for identity := range r.others {
+		missing[identity] = now
+	}
+	for identity, since := range r.missing {
+		if now.Sub(since) < chance {
+			missing[identity] = since
+		}
+	}
+	for identity := range there {
+		delete(missing, identity)
+	}
+	r.missing = missing
+}
+
+// firstSight is when a Lease that was never seen before is taken to have changed last: when it says so. But as clocks differ, its replica has a chance.
 func firstSight(lease *coordinationv1.Lease, now time.Time) time.Time {
 	said := now
 	if renewed := lease.Spec.RenewTime; renewed != nil && renewed.Time.Before(now) {
 		said = renewed.Time
 	}
-	if least := now.Add(2*Interval + Interval/2 - Duration); said.Before(least) {
+	if least := now.Add(chance - Duration); said.Before(least) {
 		return least
 	}
 	return said
 }
 
-// Alive tells whether a replica may live, this one included. One without a Lease does not.
+// Alive tells whether a replica may live, this one included. One without a Lease has ended, if it does not make another: who deletes a Deployment and
+// makes it anew has the garbage collector delete the Leases of replicas that still have builds.
 func (r *Replicas) Alive(identity string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if identity == r.Identity || r.looked.IsZero() {
 		return true
 	}
-	seen, known := r.others[identity]
-	return known && seen.alive(r.looked)
+	if seen, known := r.others[identity]; known {
+		return seen.alive(r.looked)
+	}
+	absent := r.since
+	if since, missing := r.missing[identity]; missing && since.After(absent) {
+		absent = since
+	}
+	return r.looked.Sub(absent) < chance
 }
 
 // Others tells whether another replica may live.
@@ -235,28 +270,59 @@ func (r *Replicas) renew(ctx context.Context) error {
 		err = r.Client.Patch(ctx, lease.DeepCopy(), client.RawPatch(types.MergePatchType, content))
 	}
 	if apierrors.IsNotFound(err) {
-		err = r.Client.Create(ctx, lease)
+		if err = r.seekOwner(ctx); err == nil {
+			lease.OwnerReferences = r.owners()
+			err = r.Client.Create(ctx, lease)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("renew Lease %s: %w", types.NamespacedName{Namespace: lease.Namespace, Name: lease.Name}, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.renewed = true
 	return nil
 }
 
-func (r *Replicas) owners() []metav1.OwnerReference {
-	if r.Owner == nil {
+// seekOwner looks for another owner if the Lease was there and is not: it may have gone with its owner, and would again. While there is no other, it is
+// to go: the replicas are uninstalled, and may not have the right to delete their Leases when they end.
+func (r *Replicas) seekOwner(ctx context.Context) error {
+	r.mu.Lock()
+	renewed := r.renewed
+	r.mu.Unlock()
+	if !renewed || r.FindOwner == nil {
 		return nil
 	}
-	return []metav1.OwnerReference{*r.Owner}
+	owner, err := r.FindOwner(ctx)
+	if err != nil || owner == nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.owner = owner
+	return nil
+}
+
+// owners are what the Leases go with: one owner or none.
+func (r *Replicas) owners() []metav1.OwnerReference {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, owner := range []*metav1.OwnerReference{r.owner, r.Owner} {
+		if owner != nil {
+			return []metav1.OwnerReference{*owner}
+		}
+	}
+	return nil
 }
 
 // GiveOwner gives a Lease of the same namespace, which others write, the owner that those of the replicas have. Where it has it already, nothing is written.
 func (r *Replicas) GiveOwner(ctx context.Context, name string) error {
-	if r.Owner == nil {
+	owners := r.owners()
+	if len(owners) == 0 {
 		return nil
 	}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: name}}
-	content, err := json.Marshal(map[string]any{"metadata": map[string]any{"ownerReferences": r.owners()}})
+	content, err := json.Marshal(map[string]any{"metadata": map[string]any{"ownerReferences": owners}})
 	if err == nil {
 		err = r.Client.Patch(ctx, lease, client.RawPatch(types.StrategicMergePatchType, content)) // which adds to the owners there are
 	}

@@ -14,6 +14,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -57,7 +58,8 @@ func TestSighting(t *testing.T) {
 		alive bool
 	}{
 		"never looked":                       {alive: true},
-		"no Lease":                           {looks: []look{{}}},
+		"no Lease yet":                       {looks: looks(0, 2*Interval, 0), alive: true},
+		"no Lease":                           {looks: looks(0, 3*Interval, 0)},
 		"just renewed":                       {looks: looks(0, 0, 1), alive: true},
 		"not renewed for almost a duration":  {looks: looks(0, almost, 1), alive: true},
 		"not renewed for a duration":         {looks: looks(0, Duration, 1)},
@@ -66,7 +68,10 @@ func TestSighting(t *testing.T) {
 		"first seen by a clock that is late": {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}}, alive: true},
 		"first seen long after its end":      {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}, {at: 3 * Interval, version: 1}}},
 		"first seen, renewed in the future":  {looks: append([]look{{version: 1, renewed: time.Hour}}, looks(Interval, Duration, 1)...)},
-		"gone":                               {looks: []look{{version: 1}, {at: Interval}}},
+		"just gone":                          {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+3*Interval, 0)), alive: true},
+		"gone":                               {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+4*Interval, 0))},
+		"nobody looked for long, and gone":   {looks: []look{{version: 1}, {at: 30 * time.Second}}, alive: true},
+		"deleted and made anew":              {looks: []look{{version: 1}, {at: Interval}, {at: 2 * Interval, version: 2, renewed: 2 * Interval}}, alive: true},
 		"nobody looked for long":             {looks: []look{{version: 1}, {at: 30 * time.Second, version: 1}}, alive: true},
 		"nobody looked for long, and then for almost a duration": {
 			looks: append(looks(0, 0, 1), looks(30*time.Second, 30*time.Second+almost, 1)...), alive: true},
@@ -129,9 +134,9 @@ func TestReplicas(t *testing.T) {
 	second, stopSecond := start("group", "second")
 	stranger, _ := start("other-group", "stranger")
 	eventually("each sees the other", func() bool { return first.Successor() && second.Successor() })
-	eventually("the stranger sees nobody", func() bool { return !stranger.Others() })
-	if first.Alive("stranger") || !first.Alive("first") || !first.Alive("second") || !second.Alive("first") {
-		t.Error("groups are mixed, or a replica does not know itself")
+	eventually("the stranger is none of them", func() bool { return !stranger.Others() && !first.Alive("stranger") })
+	if !first.Alive("first") || !first.Alive("second") || !second.Alive("first") {
+		t.Error("a replica does not know itself, or the other one no more")
 	}
 	second.SetState(Draining)
 	eventually("no successor", func() bool { return first.Others() && !first.Successor() })
@@ -169,6 +174,41 @@ func TestOwner(t *testing.T) {
 		byName := cmpopts.SortSlices(func(a, b metav1.OwnerReference) bool { return a.Name < b.Name })
 		if diff := cmp.Diff(want, lease.OwnerReferences, byName); diff != "" {
 			t.Errorf("owners of %s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// TestOwnerIsGone: a Lease that was deleted with its owner is made again for what is in its place, and stays; while nothing is, it may be deleted again.
+func TestOwnerIsGone(t *testing.T) {
+	api, err := client.New(apiserver.Config(t), client.Options{Scheme: clientgoscheme.Scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := func(uid types.UID) *metav1.OwnerReference {
+		return &metav1.OwnerReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "zuulbuild", UID: uid}
+	}
+	var now *metav1.OwnerReference // in the place of the owner that is deleted
+	r := &Replicas{
+		Client: api, Namespace: apiserver.Namespace(t), Group: "group", Identity: "first", Owner: owner("before"), Logger: slog.New(slog.DiscardHandler),
+		FindOwner: func(context.Context) (*metav1.OwnerReference, error) { return now, nil },
+	}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: r.leaseName(r.Identity)}}
+	for _, test := range []struct {
+		found *metav1.OwnerReference
+		want  types.UID
+	}{{nil, "before"}, {nil, "before"}, {owner("after"), "after"}, {nil, "after"}} {
+		now = test.found
+		if err := r.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := api.Get(t.Context(), client.ObjectKeyFromObject(lease), lease); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]metav1.OwnerReference{*owner(test.want)}, lease.OwnerReferences); diff != "" {
+			t.Errorf("owners (-want +got):\n%s", diff)
+		}
+		if err := api.Delete(t.Context(), lease); err != nil { // as the garbage collector does
+			t.Fatal(err)
 		}
 	}
 }
