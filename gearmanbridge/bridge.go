@@ -162,8 +162,8 @@ func (b *Bridge) newSession(server Server) *session {
 	s.management = &gearman.Worker{
 		Address: server.Address, TLS: server.TLS, ClientID: b.Manager + "_manager", Logger: logger,
 		PingInterval: b.PingInterval, PingTimeout: b.PingTimeout,
-		Free:   b.led.Load, // until then another replica answers, which has fresher builds in its cache
-		Window: 2,          // a person who cancels a change has dozens of builds stopped at once
+		Free:   b.answersCommands,
+		Window: 2, // a person who cancels a change has dozens of builds stopped at once
 	}
 	noteConnection(s.management, &s.connected)
 	s.management.Connected = func() {
@@ -207,6 +207,9 @@ func (b *Bridge) Start(ctx context.Context) error {
 	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if b.Replicas != nil {
+		running.Go(func() { b.watchCutOff(ctx) })
+	}
 	for _, s := range b.sessions {
 		s.management.Assigned = func(job *gearman.Job) { b.command(ctx, &running, s, job) }
 		if err := s.management.SetFunctions(b.commandFunctions()); err != nil {

@@ -2,6 +2,7 @@ package gearmanbridge
 
 import (
 	"context"
+	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -20,16 +21,23 @@ type Replicas interface {
 	Alive(identity string) bool
 	// Others tells whether any other replica lives.
 	Others() bool
+	// Unseen is for how long others may have done what this one cannot know, because the API server did not answer it.
+	Unseen() time.Duration
 }
+
+const (
+	// commandsUnseen is how long the API server may be silent before a replica that does not lead leaves commands to others.
+	commandsUnseen = 4 * time.Second
+	// cutOffCheck is how often a replica looks whether it is cut off.
+	cutOffCheck = time.Second
+)
 
 // Lead has this replica take builds. It may be called before Start, and again after Follow.
 func (b *Bridge) Lead() {
 	b.leads.Store(true)
 	b.led.Store(true)
 	b.slots.open(true)
-	for _, s := range b.sessions {
-		s.management.Wake()
-	}
+	b.wakeManagement()
 	b.lookAgain()
 }
 
@@ -45,6 +53,45 @@ func (b *Bridge) lookAgain() {
 func (b *Bridge) Follow() {
 	b.leads.Store(false)
 	b.slots.open(false)
+}
+
+// cutOff tells whether the API server has not answered for longer than the limit, while another replica may lead. Who leads is not cut off: it would
+// have lost the lease.
+func (b *Bridge) cutOff(limit time.Duration) bool {
+	return b.Replicas != nil && !b.leads.Load() && b.Replicas.Unseen() > limit
+}
+
+// answersCommands tells whether this replica takes stop: and set_description:. Until it leads for the first time another one answers, which has fresher
+// builds in its cache; so it is while it is cut off: it would call the builds unknown that were taken since, and they would not be stopped.
+func (b *Bridge) answersCommands() bool { return b.led.Load() && !b.cutOff(commandsUnseen) }
+
+// watchCutOff has commands taken again when this replica is cut off no more.
+func (b *Bridge) watchCutOff(ctx context.Context) {
+	ticker := time.NewTicker(cutOffCheck)
+	defer ticker.Stop()
+	wasCut := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		cut := b.cutOff(commandsUnseen)
+		if cut && !wasCut {
+			b.Logger.Warn("The API server does not answer, and another replica may lead: commands are left to others")
+		}
+		if wasCut && !cut {
+			b.Logger.Info("The API server answers again: commands are taken")
+			b.wakeManagement()
+		}
+		wasCut = cut
+	}
+}
+
+func (b *Bridge) wakeManagement() {
+	for _, s := range b.sessions {
+		s.management.Wake()
+	}
 }
 
 // responsible tells whether it is for this replica to see to a build nobody waits for. It is for the one whose connection brought it, for nobody else

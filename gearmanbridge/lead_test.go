@@ -1,6 +1,8 @@
 package gearmanbridge
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -16,8 +18,22 @@ import (
 
 // mates are other replicas as a test has them.
 type mates struct {
-	mu    sync.Mutex
-	alive map[string]bool
+	mu     sync.Mutex
+	alive  map[string]bool
+	unseen time.Duration
+}
+
+func (m *mates) Unseen() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unseen
+}
+
+// cutOff has the API server be silent for so long; 0: it answers.
+func (m *mates) cutOff(unseen time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unseen = unseen
 }
 
 func (m *mates) set(identity string, alive bool) {
@@ -163,4 +179,33 @@ func TestStopOfBuildJustMadeElsewhere(t *testing.T) {
 	if answer := askStop(t, zuul, zuulclient.NewUUID()); answer != gearman.PacketWorkFail {
 		t.Errorf("stop: of an unknown build was answered with %v", answer)
 	}
+}
+
+// TestCutOffLeavesCommands: a replica that led and is cut off from the API server leaves stop: to others, who know the builds that were taken since, until
+// the API server answers again.
+func TestCutOffLeavesCommands(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string) {
+		f, others := startReplica(t, address, nil)
+		f.job("unit")
+		gearmantest.Eventually(t, patience, "everything registered", f.bridge.Ready)
+		zuul := dialZuul(t, address, zuulclient.Zuul2)
+		others.cutOff(time.Hour)
+		if answer := askStop(t, zuul, zuulclient.NewUUID()); answer != gearman.PacketWorkFail {
+			t.Errorf("who leads answered stop: with %v", answer)
+		}
+		f.bridge.Follow()
+		task, err := zuul.Gearman.Submit(testContext(t), gearman.PriorityHigh, stopFunction+testManager, "", []byte(zuulclient.NewUUID()))
+		must(t, err)
+		silence, cancel := context.WithTimeout(t.Context(), 2*strangeBuilds) // nothing shows that nothing happens
+		defer cancel()
+		if event, err := task.Next(silence); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("who is cut off answered stop: with %v, %v", event.Type, err)
+		}
+		others.cutOff(0)
+		answer, err := task.Wait(testContext(t))
+		must(t, err)
+		if answer.Type != gearman.PacketWorkFail {
+			t.Errorf("stop: was answered with %v", answer.Type)
+		}
+	})
 }

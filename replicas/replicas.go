@@ -207,6 +207,16 @@ func (r *Replicas) Alive(identity string) bool {
 	return r.looked.Sub(absent) < chance
 }
 
+// Unseen is for how long other replicas may have done what this one cannot know, because the API server did not answer it; 0 where no other one may live.
+func (r *Replicas) Unseen() time.Duration {
+	if !r.Others() {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.looked)
+}
+
 // Others tells whether another replica may live.
 func (r *Replicas) Others() bool {
 	r.mu.Lock()

@@ -107,6 +107,27 @@ func TestDrainingIsFinal(t *testing.T) {
 	}
 }
 
+// TestUnseen: what others do is unseen since the last look, unless there was nobody else.
+func TestUnseen(t *testing.T) {
+	others := []coordinationv1.Lease{lease("other", 1, noon, Standby)}
+	for name, test := range map[string]struct {
+		looks    [][]coordinationv1.Lease // the last one a minute ago
+		from, to time.Duration
+	}{
+		"never looked": {from: Duration, to: 1<<63 - 1},
+		"another one":  {looks: [][]coordinationv1.Lease{others}, from: time.Minute, to: 2 * time.Minute},
+		"nobody else":  {looks: [][]coordinationv1.Lease{others, nil}},
+	} {
+		r := Replicas{Identity: "self"}
+		for _, leases := range test.looks {
+			r.look(leases, time.Now().Add(-time.Minute))
+		}
+		if unseen := r.Unseen(); unseen < test.from || unseen > test.to {
+			t.Errorf("%s: unseen for %v, want %v to %v", name, unseen, test.from, test.to)
+		}
+	}
+}
+
 // TestReplicas: two replicas on a real API server learn of each other, what the other does, and its end.
 func TestReplicas(t *testing.T) {
 	api, err := client.New(apiserver.Config(t), client.Options{Scheme: clientgoscheme.Scheme})
