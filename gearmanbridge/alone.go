@@ -68,9 +68,14 @@ type knownBehaviour struct {
 }
 
 // forgets tells whether the server is known to fail the jobs of a lost connection at once.
-func (k *knownBehaviour) forgets() bool {
+func (k *knownBehaviour) forgets() bool { return k.is(gearman.Geard) }
+
+// requeues tells whether the server is known to give the jobs of a lost connection out again.
+func (k *knownBehaviour) requeues() bool { return k.is(gearman.Gearmand) }
+
+func (k *knownBehaviour) is(program gearman.Behaviour) bool {
 	behaviour := k.value.Load()
-	return behaviour != nil && *behaviour == gearman.Geard
+	return behaviour != nil && *behaviour == program
 }
 
 // graceOf a build that is alone: how long a server that says nothing of it may take to bring its unique back.

@@ -2,6 +2,7 @@ package gearmanbridge
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,6 +29,9 @@ type Replicas interface {
 const (
 	// commandsUnseen is how long the API server may be silent before a replica that does not lead leaves commands to others.
 	commandsUnseen = 4 * time.Second
+	// jobsUnseen is how long it may be silent before such a replica gives gearmand the jobs back that it has. Most outages of an API server are over by
+	// then, and the others have called this replica dead.
+	jobsUnseen = 2 * time.Minute
 	// cutOffCheck is how often a replica looks whether it is cut off.
 	cutOffCheck = time.Second
 )
@@ -65,7 +69,7 @@ func (b *Bridge) cutOff(limit time.Duration) bool {
 // builds in its cache; so it is while it is cut off: it would call the builds unknown that were taken since, and they would not be stopped.
 func (b *Bridge) answersCommands() bool { return b.led.Load() && !b.cutOff(commandsUnseen) }
 
-// watchCutOff has commands taken again when this replica is cut off no more.
+// watchCutOff gives jobs back while this replica is cut off, and has commands taken again when it is no more.
 func (b *Bridge) watchCutOff(ctx context.Context) {
 	ticker := time.NewTicker(cutOffCheck)
 	defer ticker.Stop()
@@ -85,6 +89,21 @@ func (b *Bridge) watchCutOff(ctx context.Context) {
 			b.wakeManagement()
 		}
 		wasCut = cut
+		if b.cutOff(jobsUnseen) {
+			b.giveBack()
+		}
+	}
+}
+
+// giveBack has gearmand give the jobs of this replica to another one, which learns how their builds end and can report it. No build is lost by that, also
+// where nobody can lead because the API server is away for all. geard would fail the jobs, so there they stay, whatever the reason of the silence.
+func (b *Bridge) giveBack() {
+	for _, s := range b.sessions {
+		jobs := slices.DeleteFunc(b.assignments.from(s.server.Name), func(a *assignment) bool { return a.job.Err() != nil })
+		if len(jobs) > 0 && s.behaviour.requeues() {
+			b.Logger.Warn("The API server does not answer: the Gearman server may give the jobs to another replica", "gearmanServer", s.server.Name, "jobs", len(jobs))
+			s.builds.reconnect()
+		}
 	}
 }
 

@@ -209,3 +209,35 @@ func TestCutOffLeavesCommands(t *testing.T) {
 		}
 	})
 }
+
+// TestCutOffGivesJobsBack: on gearmand the builds of a replica that is cut off from the API server are another one's, here itself once it is cut off no
+// more; on geard they would be lost, and stay.
+func TestCutOffGivesJobsBack(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string) {
+		f, others := startReplica(t, address, nil)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		before := f.awaitListener(build)
+		behaviour := &f.bridge.sessions[0].behaviour
+		gearmantest.Eventually(t, patience, "the server known", func() bool { return behaviour.value.Load() != nil })
+		f.bridge.Follow()
+		others.cutOff(time.Hour)
+		if behaviour.forgets() {
+			time.Sleep(3 * cutOffCheck) // nothing shows that nothing happens
+			if err := before.job.Err(); err != nil {
+				t.Errorf("the job ended: %v", err)
+			}
+		} else {
+			gearmantest.Eventually(t, patience, "the job given back", func() bool { return errors.Is(before.job.Err(), gearman.ErrHandleLost) })
+		}
+		others.cutOff(0)
+		f.bridge.Lead()
+		f.awaitListener(build)
+		f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Outcome != zuulclient.Decided || state.Result != "SUCCESS" {
+			t.Errorf("the build ended %q with %q", state.Outcome, state.Result)
+		}
+	})
+}

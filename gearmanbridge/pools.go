@@ -201,6 +201,15 @@ func (p *pools) drain() []*gearman.Worker {
 	return workers
 }
 
+// reconnect has every pool, the retired ones too, give up its connection with the jobs of it, and make another.
+func (p *pools) reconnect() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for running := range p.running {
+		running.worker.Reconnect()
+	}
+}
+
 // planPools decides which function goes to which pool.
 func planPools(functions map[string]target, l *capacity.Limits) map[string]capacity.Scope {
 	planned := make(map[string]capacity.Scope, len(functions))

@@ -98,6 +98,7 @@ type Worker struct {
 
 	initialize  sync.Once
 	changed     chan struct{} // holds one token: the loop has news to look for
+	reconnect   chan struct{} // holds one token: the connection is to be made anew
 	drained     chan struct{}
 	closeDrain  sync.Once
 	mu          sync.Mutex
@@ -110,6 +111,7 @@ type Worker struct {
 func (w *Worker) init() {
 	w.initialize.Do(func() {
 		w.changed = make(chan struct{}, 1)
+		w.reconnect = make(chan struct{}, 1)
 		w.drained = make(chan struct{})
 	})
 }
@@ -176,6 +178,17 @@ func (w *Worker) drains() bool {
 func (w *Worker) Drained() <-chan struct{} {
 	w.init()
 	return w.drained
+}
+
+// Reconnect gives up the connection, if there is one, and makes another. The
+// jobs of it end with ErrHandleLost; gearmand gives them to the next worker
+// that asks, and geard fails them.
+func (w *Worker) Reconnect() {
+	w.init()
+	select {
+	case w.reconnect <- struct{}{}:
+	default:
+	}
 }
 
 // Run works until ctx is done and then returns nil. It returns an error only
@@ -258,6 +271,9 @@ func orDefault(value, standard time.Duration) time.Duration {
 func jitter(mean time.Duration) time.Duration {
 	return mean/2 + rand.N(mean)
 }
+
+// errReconnect is the reason of a connection given up because of Reconnect.
+var errReconnect = errors.New("gearman: another connection is wanted")
 
 // errMute is the reason of a connection given up for its silence.
 func (w *Worker) errMute() error {

@@ -35,6 +35,10 @@ func (w *Worker) runConnection(ctx context.Context) (connected bool, err error) 
 	if err != nil {
 		return false, err
 	}
+	select {
+	case <-w.reconnect: // that was about the connection before
+	default:
+	}
 	l := &loop{worker: w, link: newLink(connection, w.signal), session: w.newSession(), logger: w.logger()}
 	defer l.session.release() // the connection took the answer to its last grab with it
 	stop := context.AfterFunc(ctx, func() { _ = connection.close() })
@@ -134,6 +138,8 @@ func (l *loop) watch(failure <-chan error) error {
 		select {
 		case err := <-failure:
 			return err
+		case <-l.worker.reconnect:
+			return errReconnect
 		case <-l.worker.changed:
 			event = l.news
 		case <-ticker.C:

@@ -216,6 +216,28 @@ func TestCutConnection(t *testing.T) {
 	})
 }
 
+// TestReconnect: a worker that is told to gives up its connection with the jobs
+// of it, and works on another.
+func TestReconnect(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string, isGeard bool) {
+		worker := startWorker(t, address, []string{"build:a"}, nil)
+		task := submit(t, dialClient(t, address), "build:a", "unique", "")
+		lost := next(t, "job", worker.jobs)
+		worker.Reconnect()
+		<-lost.Done()
+		if err := lost.Err(); !errors.Is(err, gearman.ErrHandleLost) {
+			t.Errorf("the job ended with %v", err)
+		}
+		if isGeard {
+			if end, err := task.Wait(testContext(t)); err != nil || end.Type != gearman.PacketWorkFail {
+				t.Errorf("the job ended for its client with %v, %v", end.Type, err)
+			}
+			submit(t, dialClient(t, address), "build:a", "another", "")
+		}
+		must(t, next(t, "job on the next connection", worker.jobs).Complete(nil))
+	})
+}
+
 func TestHalfOpenConnectionIsGivenUp(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, address string, _ bool) {
 		proxy := gearmantest.NewProxy(t, address)
