@@ -37,7 +37,7 @@ type leadership struct {
 	logger *slog.Logger
 }
 
-// Start has this replica stand for election again and again until ctx is done, but while another one is to lead in its place. It returns an error if
+// Start has this replica stand for election again and again until ctx is done, except while another one is to lead in its place. It returns an error if
 // the controllers cannot run at all.
 func (l *leadership) Start(ctx context.Context) error {
 	for await(ctx, func() bool { return !l.yields() }) {
@@ -61,19 +61,25 @@ func (l *leadership) stand(ctx context.Context) (yielded bool, err error) {
 	defer end()
 	go func() {
 		if await(term, l.yields) {
-			l.logger.Info("Another replica is there to lead")
+			l.logger.Info("Another replica is there to lead", "draining", l.drains())
 			end()
 		}
 	}()
 	err = l.serve(term)
+	if ctx.Err() == nil {
+		l.say(replicas.Standby)
+	}
 	return term.Err() != nil, err
 }
 
-// yields tells whether another replica is to lead in place of this one, which drains. Where there is none, it leads although it takes no builds:
-// those it has must end. It may be that there is one now and soon none, when several replicas are told to end at once; then this one stands again.
+// yields tells whether another replica is to lead in place of this one, because this one drains or is connected to fewer Gearman servers. It may be that
+// there is one now and soon none, when several replicas are told to end at once; then this one stands again. While it drains it takes no builds, but
+// those it has must end.
 func (l *leadership) yields() bool {
-	return l.mates != nil && l.mates.State() == replicas.Draining && l.mates.Successor()
+	return l.mates != nil && (l.drains() && l.mates.Successor() || l.mates.Outdone())
 }
+
+func (l *leadership) drains() bool { return l.mates.State() == replicas.Draining }
 
 // await returns true when the condition holds, or false when ctx is done.
 func await(ctx context.Context, condition func() bool) bool {
@@ -126,9 +132,6 @@ func (l *leadership) serve(ctx context.Context) error {
 		defer mu.Unlock()
 		over = true
 		l.bridge.Follow()
-		if ctx.Err() == nil {
-			l.say(replicas.Standby)
-		}
 	}()
 	return term.Start(ctx)
 }

@@ -261,7 +261,7 @@ func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, l
 		return err
 	}
 	lead.mates = &replicas.Replicas{
-		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Logger: lead.logger,
+		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Servers: lead.bridge.Connected, Logger: lead.logger,
 	}
 	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
 		return err

@@ -147,6 +147,16 @@ func (b *Bridge) Ready() bool {
 	return true
 }
 
+// Connected is how many Gearman servers there are whose every connection is there, with all functions.
+func (b *Bridge) Connected() (servers int) {
+	for _, s := range b.sessions {
+		if s.registered() {
+			servers++
+		}
+	}
+	return servers
+}
+
 // registered tells whether every connection of the session is there, with all functions.
 func (s *session) registered() bool {
 	return s.connected.Load() && s.builds.connected()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ const (
 	labelReplica = "zuulbuild.dev/replica"
 	// AnnotationState on a replica's Lease tells people and the other replicas what it does.
 	AnnotationState = "zuulbuild.dev/state"
+	// AnnotationServers on it tells how many Gearman servers it is connected to.
+	AnnotationServers = "zuulbuild.dev/gearman-servers"
 
 	// Interval is how often a Lease is renewed and the others are looked at.
 	Interval = 2 * time.Second
@@ -42,6 +45,9 @@ const (
 	Duration = 20 * time.Second
 	// chance is the least time a replica has to be seen: enough to renew its Lease twice, or to make another one where it was deleted.
 	chance = 2*Interval + Interval/2
+	// outdoneAfter is how long another replica must have been connected to more Gearman servers before it is to lead: a connection that was lost may be
+	// back at once, and is made for each replica at another moment.
+	outdoneAfter = 10 * time.Second
 	// forgetAfter is when the Lease of a replica that ended without a word is cleared away.
 	forgetAfter = 10 * time.Minute
 )
@@ -60,7 +66,9 @@ type Replicas struct {
 	Owner *metav1.OwnerReference
 	// FindOwner finds what is in the place of an Owner that was deleted, or nil while nothing is; may be nil.
 	FindOwner func(context.Context) (*metav1.OwnerReference, error)
-	Logger    *slog.Logger
+	// Servers tells how many Gearman servers this replica is connected to; may be nil.
+	Servers func() int
+	Logger  *slog.Logger
 
 	mu      sync.Mutex
 	state   State
@@ -70,12 +78,14 @@ type Replicas struct {
 	looked  time.Time            // when others was made; zero for never
 	since   time.Time            // the first look of those without a gap between them
 	missing map[string]time.Time // when it was seen that the Lease of a replica, which was there, is not
+	outdone time.Time            // since when others are connected to more Gearman servers; zero while they are not
 }
 
 // sighting is what is known of another replica. Whether it lives is told by the clock of this machine alone: when its Lease was last seen to change,
 // before it was last looked at.
 type sighting struct {
 	state   State
+	servers int
 	version string
 	changed time.Time
 }
@@ -133,6 +143,7 @@ func (r *Replicas) Refresh(ctx context.Context) error {
 // look takes in which replicas there are, and returns the others. Nobody is called dead by the time in which they were not looked at: when the API server
 // was away, who looks first must not find that all others have not renewed their Leases.
 func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string]sighting {
+	servers := r.servers()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	gap := now.Sub(r.looked) > 2*Interval
@@ -153,11 +164,30 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 			seen.changed = now
 		}
 		seen.version, seen.state = leases[i].ResourceVersion, State(leases[i].Annotations[AnnotationState])
+		seen.servers, _ = strconv.Atoi(leases[i].Annotations[AnnotationServers]) // 0 for a replica that does not tell
 		others[identity] = seen
 	}
 	r.miss(others, now)
 	r.others, r.looked = others, now
+	r.compare(servers)
 	return maps.Clone(others)
+}
+
+// compare notes whether another replica that can lead is connected to more Gearman servers than this one. r.mu is held.
+func (r *Replicas) compare(servers int) {
+	switch {
+	case !r.other(func(seen sighting) bool { return seen.state != Draining && seen.servers > servers }):
+		r.outdone = time.Time{}
+	case r.outdone.Before(r.since):
+		r.outdone = r.looked
+	}
+}
+
+func (r *Replicas) servers() int {
+	if r.Servers == nil {
+		return 0
+	}
+	return r.Servers()
 }
 
 // miss notes whose Lease is there no more. r.mu is held.
@@ -221,20 +251,27 @@ func (r *Replicas) Unseen() time.Duration {
 func (r *Replicas) Others() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.looked.IsZero() || r.other(func(State) bool { return true })
+	return r.looked.IsZero() || r.other(func(sighting) bool { return true })
 }
 
 // Successor tells whether another replica is known to live that can lead.
 func (r *Replicas) Successor() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.other(func(s State) bool { return s != Draining })
+	return r.other(func(seen sighting) bool { return seen.state != Draining })
 }
 
-// other tells whether another replica lives whose state matches. r.mu is held.
-func (r *Replicas) other(matches func(State) bool) bool {
+// Outdone tells whether another replica that can lead has been connected to more Gearman servers for a while.
+func (r *Replicas) Outdone() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.outdone.IsZero() && r.looked.Sub(r.outdone) >= outdoneAfter
+}
+
+// other tells whether another replica lives that matches. r.mu is held.
+func (r *Replicas) other(matches func(sighting) bool) bool {
 	for _, seen := range r.others {
-		if seen.alive(r.looked) && matches(seen.state) {
+		if seen.alive(r.looked) && matches(seen) {
 			return true
 		}
 	}
@@ -268,7 +305,9 @@ func (r *Replicas) renew(ctx context.Context) error {
 	lease := &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Namespace, Name: r.leaseName(r.Identity),
-			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{AnnotationState: string(r.State())},
+			Labels: map[string]string{labelReplica: r.Group}, Annotations: map[string]string{
+				AnnotationState: string(r.State()), AnnotationServers: strconv.Itoa(r.servers()),
+			},
 			OwnerReferences: r.owners(),
 		},
 		Spec: coordinationv1.LeaseSpec{

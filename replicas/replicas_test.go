@@ -107,6 +107,51 @@ func TestDrainingIsFinal(t *testing.T) {
 	}
 }
 
+// TestOutdone: a replica gives way to one that is connected to more Gearman servers, if that one can lead and has had them for a while.
+func TestOutdone(t *testing.T) {
+	type look struct {
+		at         time.Duration
+		own, other int
+		state      State
+	}
+	regularly := func(from, to time.Duration, own, other int, state State) (looks []look) {
+		for at := from; at <= to; at += Interval {
+			looks = append(looks, look{at: at, own: own, other: other, state: state})
+		}
+		return looks
+	}
+	for name, test := range map[string]struct {
+		looks   []look
+		outdone bool
+	}{
+		"never looked":      {},
+		"as many":           {looks: regularly(0, time.Minute, 1, 1, Standby)},
+		"fewer":             {looks: regularly(0, time.Minute, 2, 1, Standby)},
+		"more":              {looks: regularly(0, outdoneAfter, 1, 2, Standby), outdone: true},
+		"more, not yet":     {looks: regularly(0, outdoneAfter-Interval, 1, 2, Standby)},
+		"more, and drains":  {looks: regularly(0, time.Minute, 0, 1, Draining)},
+		"connected again":   {looks: append(regularly(0, outdoneAfter, 0, 1, Leading), look{at: outdoneAfter + Interval, own: 1, other: 1})},
+		"for a moment only": {looks: append(regularly(0, 10*Interval, 1, 1, Standby), regularly(11*Interval, 12*Interval, 0, 1, Standby)...)},
+		"lost once more": {looks: slices.Concat(regularly(0, Interval, 0, 1, Standby), regularly(2*Interval, 2*Interval, 1, 1, Standby),
+			regularly(3*Interval, 5*Interval, 0, 1, Standby))},
+		"nobody looked for long": {looks: []look{{other: 1}, {at: time.Minute, other: 1}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			own := 0
+			r := Replicas{Identity: "self", Servers: func() int { return own }}
+			for i, look := range test.looks {
+				own = look.own
+				other := lease("other", i+1, noon.Add(look.at), look.state)
+				other.Annotations[AnnotationServers] = strconv.Itoa(look.other)
+				r.look([]coordinationv1.Lease{other}, noon.Add(look.at))
+			}
+			if r.Outdone() != test.outdone {
+				t.Errorf("outdone: %v", r.Outdone())
+			}
+		})
+	}
+}
+
 // TestUnseen: what others do is unseen since the last look, unless there was nobody else.
 func TestUnseen(t *testing.T) {
 	others := []coordinationv1.Lease{lease("other", 1, noon, Standby)}

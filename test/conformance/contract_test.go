@@ -168,6 +168,7 @@ var contract = []struct {
 	{"further", "class-limit", true, nil},
 	{"further", "rolling-upgrade", true, nil},
 	{"further", "drain-together", true, nil},
+	{"further", "leader-disconnected", true, nil},
 	{"further", "tls", true, []string{"gearmanbridge/gearman:TestTLS"}},
 }
 

@@ -176,6 +176,28 @@ func drainTogether(s *scene) {
 	}
 }
 
+// leaderDisconnected: the leader loses the Gearman server and the other replica does not. That one leads then.
+func leaderDisconnected(s *scene) {
+	job := s.job(holds)
+	s.terminate() // it was started alone
+	electing := []string{"--leader-elect", "--leader-namespace", s.namespace}
+	s.awaitLeader([]*programs.Program{s.startOperator(s.T, electing...)})
+	proxies := s.proxies
+	s.proxies = []*gearmantest.Proxy{gearmantest.NewProxy(s.T, s.servers[0].address)} // a way of its own
+	other := s.startOperator(s.T, electing...)
+	s.proxies = proxies
+	s.eventually("the functions of both", func() bool { return s.functions()["build:"+job].Workers >= 2 })
+	s.proxy().Refuse(true)
+	s.proxy().Cut()
+	cut := time.Now()
+	build := s.submit(zuulclient.Request{Job: job})
+	s.awaitLeader([]*programs.Program{other})
+	state, _ := s.running(build)
+	s.Logf("a build ran %v after the leader had lost the server", time.Since(cut))
+	s.exit(state.UUID, 0)
+	s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+}
+
 // acquainted waits until so many replicas know each other: each has renewed its Lease since it was seen, and looked around, twice.
 func (s *scene) acquainted(replicas int) {
 	s.Helper()
