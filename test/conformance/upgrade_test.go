@@ -13,10 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 	"zuulbuild.dev/zuulbuild/hack/programs"
@@ -136,86 +132,6 @@ func rollingUpgrade(s *scene) {
 	}
 	s.Logf("%d builds arrived; another replica led after %v, and after the leader was killed the next report came after %v; %d looks, at most %v apart",
 		len(arrived), handovers, killed, looks.Count, looks.Longest)
-}
-
-// drainTogether: all replicas are told to end, as by `kubectl scale --replicas=0`, while one has a build. The other one, which seems able to lead, is no
-// successor for long; whoever has a build leads until that is reported.
-func drainTogether(s *scene) {
-	job := s.job(holds)
-	s.terminate() // it was started alone
-	for name, end := range map[string]func(leader, other *programs.Program){
-		"at once": func(leader, other *programs.Program) {
-			s.must(leader.Signal(syscall.SIGTERM))
-			s.must(other.Signal(syscall.SIGTERM))
-		},
-		"one after the other": func(leader, other *programs.Program) {
-			s.must(leader.Signal(syscall.SIGTERM))
-			s.awaitLeader([]*programs.Program{other})
-			s.must(other.Signal(syscall.SIGTERM))
-		},
-		"the other killed": func(leader, other *programs.Program) {
-			other.Kill()
-			s.must(leader.Signal(syscall.SIGTERM))
-			_, err := leader.AwaitLine("Another replica is there to lead", patience) // it counts as alive still
-			s.must(err)
-		},
-	} {
-		leader := s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace)
-		s.awaitLeader([]*programs.Program{leader})
-		other := s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace)
-		s.acquainted(2)
-		build := s.submit(zuulclient.Request{Job: job})
-		state, _ := s.running(build)
-		end(leader, other)
-		s.ended(other)
-		begun := time.Now()
-		s.exit(state.UUID, 0)
-		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
-		s.ended(leader)
-		s.Logf("%s: reported after %v", name, time.Since(begun))
-	}
-}
-
-// leaderDisconnected: the leader loses the Gearman server and the other replica does not. That one leads then.
-func leaderDisconnected(s *scene) {
-	job := s.job(holds)
-	s.terminate() // it was started alone
-	electing := []string{"--leader-elect", "--leader-namespace", s.namespace}
-	s.awaitLeader([]*programs.Program{s.startOperator(s.T, electing...)})
-	proxies := s.proxies
-	s.proxies = []*gearmantest.Proxy{gearmantest.NewProxy(s.T, s.servers[0].address)} // a way of its own
-	other := s.startOperator(s.T, electing...)
-	s.proxies = proxies
-	s.eventually("the functions of both", func() bool { return s.functions()["build:"+job].Workers >= 2 })
-	s.proxy().Refuse(true)
-	s.proxy().Cut()
-	cut := time.Now()
-	build := s.submit(zuulclient.Request{Job: job})
-	s.awaitLeader([]*programs.Program{other})
-	state, _ := s.running(build)
-	s.Logf("a build ran %v after the leader had lost the server", time.Since(cut))
-	s.exit(state.UUID, 0)
-	s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
-}
-
-// acquainted waits until so many replicas know each other: each has renewed its Lease since it was seen, and looked around, twice.
-func (s *scene) acquainted(replicas int) {
-	s.Helper()
-	versions := map[string]map[string]bool{}
-	s.eventually("replicas that know each other", func() bool {
-		leases := coordinationv1.LeaseList{}
-		s.must(s.api.List(s.Context(), &leases, client.InNamespace(s.namespace), client.HasLabels{v1alpha1.LabelReplica}))
-		known := 0
-		for _, lease := range leases.Items {
-			if versions[lease.Name] == nil {
-				versions[lease.Name] = map[string]bool{}
-			}
-			if versions[lease.Name][lease.ResourceVersion] = true; len(versions[lease.Name]) > 2 {
-				known++
-			}
-		}
-		return known >= replicas
-	})
 }
 
 // ended waits for the end of a replica.
