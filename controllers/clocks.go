@@ -197,6 +197,12 @@ func mustEnd(f facts) string {
 	}
 }
 
+// runsOut tells whether a clock, or what a container waits for, is to end a Pod that has not ended. Nothing is decided by that before the API server was
+// asked: a cache may be a minute behind, as after an outage, and the Pod may have come on, or ended, since.
+func runsOut(f facts) bool {
+	return !podTerminal(f.pod) && (decide(f) != nil || mustEnd(f) != "" && toldToEnd(f.pod) == "")
+}
+
 // toldToEnd is why the operator had the kubelet end the Pod, "" where it has not.
 func toldToEnd(pod *corev1.Pod) string { return pod.Annotations[v1alpha1.AnnotationToldToEnd] }
 

@@ -309,6 +309,9 @@ func (w *world) check(t *rapid.T, journal []string) {
 	if (v.Phase == v1alpha1.PhaseLost) != (v.Result == "") {
 		complain("phase %s with result %q", v.Phase, v.Result)
 	}
+	if w.startedByVerdict && slices.Contains([]string{ReasonUnschedulable, ReasonStartTimeout, ReasonImagePullFailed}, v.Reason) {
+		complain("%s, of a Pod that had started", v.Reason)
+	}
 	if v.Phase == v1alpha1.PhaseAborted && !w.aborted() {
 		complain("aborted, which nobody asked for")
 	}

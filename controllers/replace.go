@@ -86,6 +86,9 @@ func (r *ZuulBuildReconciler) replacePod(ctx context.Context, s *scope) (bool, e
 			s.after = shortestRequeue
 			return true, r.deletePod(ctx, s.pod)
 		case left <= 0:
+			if gone, err := r.readPodAnew(ctx, s); gone || err != nil {
+				return true, err
+			}
 			s.end(lost(ReasonNodeLost, "node %s does not answer, so the Pod cannot be made again", s.pod.Spec.NodeName))
 		default:
 			s.after = left

@@ -30,6 +30,11 @@ func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, erro
 	if s.pod == nil || s.pod.DeletionTimestamp != nil {
 		return true, nil
 	}
+	if !podTerminal(s.pod) { // as far as the cache knows: the log of one that has ended is kept
+		if gone, err := r.readPodAnew(ctx, s); gone || err != nil {
+			return true, err
+		}
+	}
 	if left := keepingOf(s.job).podUntil(s.build, podTerminal(s.pod)).Sub(s.now); left > 0 {
 		s.after = left
 		return true, nil

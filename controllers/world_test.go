@@ -47,7 +47,9 @@ type world struct {
 	vanished int // Pods that went without the build's status saying how
 	truths   map[types.UID]*truth
 	verdict  *v1alpha1.ZuulBuildStatus
-	wrong    []string // what must never happen and did
+	// startedByVerdict: when the verdict was given, the Pod had started.
+	startedByVerdict bool
+	wrong            []string // what must never happen and did
 }
 
 // truth is what really became of a Pod.
@@ -99,6 +101,7 @@ func (w *world) change(change func(*v1alpha1.ZuulBuild)) {
 	w.builds = append(w.builds, build)
 	if w.verdict == nil && build.Complete() {
 		w.verdict = build.Status.DeepCopy()
+		w.startedByVerdict = w.pod() != nil && w.truths[w.pod().UID].started
 	}
 }
 

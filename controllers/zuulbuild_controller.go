@@ -310,6 +310,11 @@ func abortVerdict(spec *v1alpha1.ZuulBuildSpec) *verdict {
 // observe puts what the Pod tells into the status: that it started, what it waits for, or how it ended.
 func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, error) {
 	s.noteGates()
+	if runsOut(s.facts()) {
+		if gone, err := r.readPodAnew(ctx, s); gone || err != nil {
+			return true, err
+		}
+	}
 	f := s.facts()
 	if v := decide(f); v != nil && s.replaceable(v) {
 		s.losePod(v)
@@ -327,4 +332,18 @@ func (r *ZuulBuildReconciler) observe(ctx context.Context, s *scope) (bool, erro
 	s.recordPod()
 	s.after = nextDeadline(f)
 	return true, nil
+}
+
+// readPodAnew asks the API server for the Pod, as it is now. Where it is gone, the cache has yet to show so, and the round is to come again.
+func (r *ZuulBuildReconciler) readPodAnew(ctx context.Context, s *scope) (gone bool, err error) {
+	pod := &corev1.Pod{}
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), pod); client.IgnoreNotFound(err) != nil {
+		return false, err
+	}
+	if pod.UID != s.pod.UID {
+		s.after = shortestRequeue
+		return true, nil
+	}
+	s.pod = pod
+	return false, nil
 }
