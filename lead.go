@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/buildnumber"
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
 	"zuulbuild.dev/zuulbuild/replicas"
 )
@@ -29,6 +30,7 @@ import (
 type leadership struct {
 	manager   ctrl.Manager
 	bridge    *gearmanbridge.Bridge
+	numbers   *buildnumber.Sequence
 	mates     *replicas.Replicas // nil: this replica is alone, and leads always
 	namespace string             // of the lease
 	lease     time.Duration      // how long a lease holds that is not renewed
@@ -119,6 +121,7 @@ func (l *leadership) serve(ctx context.Context) error {
 		defer mu.Unlock()
 		if !over && ctx.Err() == nil {
 			l.logger.Info("This replica leads: it runs Pods, and takes builds unless it drains")
+			l.numbers.Lead()
 			l.bridge.Lead()
 			l.say(replicas.Leading)
 		}
@@ -132,6 +135,7 @@ func (l *leadership) serve(ctx context.Context) error {
 		defer mu.Unlock()
 		over = true
 		l.bridge.Follow()
+		l.leaveNumbers(ctx)
 	}()
 	return term.Start(ctx)
 }
@@ -156,6 +160,19 @@ func (l *leadership) newTerm() (ctrl.Manager, error) {
 		RenewDeadline: ptr.To(l.lease * 2 / 3),
 		RetryPeriod:   ptr.To(l.lease / 6),
 	})
+}
+
+// leaveNumbersWithin bounds how long the next term waits for what it does not need.
+const leaveNumbersWithin = 2 * time.Second
+
+// leaveNumbers has the build numbers that are set aside go to the next leader. It may be because the API server is away that this one leads no more:
+// then they are skipped.
+func (l *leadership) leaveNumbers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveNumbersWithin)
+	defer cancel()
+	if err := l.numbers.Release(ctx); err != nil {
+		l.logger.Info("Some build numbers will be skipped", "error", err)
+	}
 }
 
 // refresh looks once more who lives, because a leader calls the builds of those who do not abandoned.

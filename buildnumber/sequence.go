@@ -4,6 +4,7 @@ package buildnumber
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -30,15 +31,41 @@ func SetupIndex(ctx context.Context, indexer client.FieldIndexer) error {
 const blockSize = 20
 
 // Sequence gives out the numbers of all jobs. Several may be at work, as while a replica that leads no more takes in its last builds: each sets numbers
-// of its own aside. Only the leader's then rise.
+// of its own aside. Only the leader's then rise, so who leads no more keeps none (Follow): it would go on with them, when it leads again, below those
+// that the other gave meanwhile.
 type Sequence struct {
 	// Client reads builds from a cache that has IndexJob, and writes the status of ZuulJobs.
 	Client client.Client
 	// Live reads past the cache.
 	Live client.Reader
 
-	mu   sync.Mutex
-	jobs map[jobKey]*block
+	mu      sync.Mutex
+	follows bool
+	jobs    map[jobKey]*block
+}
+
+// Lead has numbers set aside in blocks, as they are at first.
+func (s *Sequence) Lead() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follows = false
+}
+
+// Follow forgets the numbers set aside, and until Lead has each that is asked for set aside by itself. giveBack has those go to the next leader that no
+// other has gone past, so that there is no gap.
+func (s *Sequence) Follow() (giveBack func(context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follows = true
+	jobs := s.jobs
+	s.jobs = nil
+	return func(ctx context.Context) error {
+		var problems []error
+		for key, b := range jobs {
+			problems = append(problems, s.giveBack(ctx, key.NamespacedName, b))
+		}
+		return errors.Join(problems...)
+	}
 }
 
 type jobKey struct {
@@ -79,6 +106,16 @@ func (s *Sequence) block(key jobKey) *block {
 	return s.jobs[key]
 }
 
+// size is how many numbers are set aside at once.
+func (s *Sequence) size() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.follows {
+		return 1
+	}
+	return blockSize
+}
+
 // setAside raises lastNumber of the ZuulJob above every number that was ever given. The resource version makes a second writer fail rather than
 // set the same numbers aside.
 func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name string, b *block) error {
@@ -96,10 +133,11 @@ func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name 
 			return err
 		}
 		first := max(b.last, used, job.Status.LastNumber, job.Spec.FirstBuildNumber-1)
-		if err := s.writeLast(ctx, job, first+blockSize); err != nil {
+		limit := first + s.size()
+		if err := s.writeLast(ctx, job, limit); err != nil {
 			return err
 		}
-		b.last, b.limit = first, first+blockSize
+		b.last, b.limit = first, limit
 		return nil
 	})
 }
@@ -123,28 +161,29 @@ func (s *Sequence) writeLast(ctx context.Context, job *v1alpha1.ZuulJob, last in
 	return s.Client.Status().Patch(ctx, job, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
-// Release gives back the numbers set aside and not given, at a clean end, so that the next operator goes on without a gap. No number may be asked
-// for afterwards.
-func (s *Sequence) Release(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, b := range s.jobs {
-		b.mu.Lock()
-		last, limit := b.last, b.limit
-		b.mu.Unlock()
-		job := &v1alpha1.ZuulJob{}
-		if err := s.Live.Get(ctx, key.NamespacedName, job); err != nil {
-			if apierrors.IsNotFound(err) {
-				continue
-			}
-			return err
-		}
-		if last < limit && job.Status.LastNumber == limit {
-			if err := s.writeLast(ctx, job, last); err != nil && !apierrors.IsConflict(err) {
-				return err
-			}
-		}
+// giveBack returns what is left of a block, which nobody is given any more.
+func (s *Sequence) giveBack(ctx context.Context, key types.NamespacedName, b *block) error {
+	if !b.mu.TryLock() {
+		return nil // a number of it is on its way, and the API server may be away: not worth waiting for
 	}
-	s.jobs = nil
+	last, limit := b.last, b.limit
+	b.limit = last
+	b.mu.Unlock()
+	if last == limit {
+		return nil
+	}
+	job := &v1alpha1.ZuulJob{}
+	if err := s.Live.Get(ctx, key, job); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if job.Status.LastNumber != limit {
+		return nil
+	}
+	if err := s.writeLast(ctx, job, last); err != nil && !apierrors.IsConflict(err) {
+		return client.IgnoreNotFound(err)
+	}
 	return nil
 }
+
+// Release gives back the numbers set aside and not given, at a clean end, so that the next operator goes on without a gap.
+func (s *Sequence) Release(ctx context.Context) error { return s.Follow()(ctx) }

@@ -219,6 +219,77 @@ func TestReleaseAfterAnotherTookOver(t *testing.T) {
 	h.compare(len(given), len(slices.Compact(slices.Sorted(slices.Values(given)))))
 }
 
+// TestLeadGoesAndComesBack: numbers rise although the lead goes to another operator and back, and what the first takes in after it lost the lead has
+// numbers of its own.
+func TestLeadGoesAndComesBack(t *testing.T) {
+	for _, c := range []struct {
+		name              string
+		givesBack         bool // what is left, before the other leads; else the API server is away
+		first, late, then int64
+	}{
+		{"nothing given back", false, 21, 41, 42},
+		{"given back", true, 6, 26, 27},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHarness(t)
+			h.job("a", 0)
+			a, b := h.sequence(), h.sequence()
+			h.compare(from(1, 5), h.take(a, "a", 5))
+			giveBack := a.Follow()
+			if c.givesBack {
+				if err := giveBack(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.compare(from(c.first, 5), h.take(b, "a", 5))
+			h.compare(c.late, h.next(a, "a")) // a build that was on its way
+			if err := giveBack(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.compare(from(c.first+5, 3), h.take(b, "a", 3))
+			b.Follow() // killed
+			a.Lead()
+			h.compare(from(c.then, 5), h.take(a, "a", 5))
+		})
+	}
+}
+
+// TestFollowWhileNumbering: builds that are numbered while the lead is lost have numbers of their own.
+func TestFollowWhileNumbering(t *testing.T) {
+	h := newHarness(t)
+	h.job("a", 0)
+	a, b := h.sequence(), h.sequence()
+	var (
+		mu    sync.Mutex
+		given []int64
+		group sync.WaitGroup
+	)
+	for i := range 4 {
+		group.Go(func() {
+			for range 25 {
+				number, err := []*buildnumber.Sequence{a, b}[i%2].Next(t.Context(), h.key("a"), "a")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				given = append(given, number)
+				mu.Unlock()
+			}
+		})
+	}
+	group.Go(func() {
+		for range 10 {
+			if err := a.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+			a.Lead()
+		}
+	})
+	group.Wait()
+	h.compare(100, len(slices.Compact(slices.Sorted(slices.Values(given)))))
+}
+
 // TestNumbersGoOnFromBuilds: a job whose status is lost, deleted and made again say, does not begin anew while builds of it exist.
 func TestNumbersGoOnFromBuilds(t *testing.T) {
 	h := newHarness(t)
