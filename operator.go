@@ -206,6 +206,10 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	if err != nil {
 		return nil, nil, err
 	}
+	pods, err := controllers.WatchPods(ctx, mgr.GetCache())
+	if err != nil {
+		return nil, nil, err
+	}
 	counts, err := controllers.NewMetrics(metrics.Registry, o.metricsByJob)
 	if err != nil {
 		return nil, nil, err
@@ -224,7 +228,7 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 	}
 	lead := &leadership{manager: mgr, bridge: bridge, numbers: numbers, logger: logger, setup: func(_ context.Context, term ctrl.Manager) error {
 		reconciler := &controllers.ZuulBuildReconciler{
-			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, MaxBuilds: maxBuilds, BuildURL: buildURL,
+			Client: term.GetClient(), Live: term.GetAPIReader(), Numbers: numbers, Builds: builds, Pods: pods, MaxBuilds: maxBuilds, BuildURL: buildURL,
 			Recorder: term.GetEventRecorder("zuulbuild"), Clock: clock.RealClock{}, Metrics: counts,
 		}
 		return reconciler.SetupWithManager(term)

@@ -353,7 +353,7 @@ func TestAdmissionBegins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)
 			builds := capacity.NewBuilds()
-			r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: capacity.NewCeiling(1), Clock: clock.RealClock{}}
+			r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(1), Clock: clock.RealClock{}}
 			var scopes []*scope
 			for _, name := range []string{"first", "new"} {
 				h.request(name, "job", numbered(1))
@@ -386,7 +386,7 @@ func TestWaitIsExplained(t *testing.T) {
 	h.request("a", "job", numbered(1))
 	builds := capacity.NewBuilds()
 	builds.SetBuild(h.build("a"))
-	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, MaxBuilds: capacity.NewCeiling(0), Clock: clock.RealClock{}}
+	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(0), Clock: clock.RealClock{}}
 	for wait, want := range map[time.Duration]string{0: "", explainWait - time.Second: "", explainWait: ReasonCapacityReached} {
 		s := &scope{build: h.build("a")}
 		s.now = s.build.CreationTimestamp.Add(wait)

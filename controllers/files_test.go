@@ -188,14 +188,14 @@ func TestConfigMapOfAPodStays(t *testing.T) {
 	if got := h.files("b"); got == nil || got.UID != files.UID {
 		t.Error("the ConfigMap was deleted")
 	}
-	if !r.pods.knows(build) {
+	if !r.Pods.knows(build) {
 		t.Error("the Pod was not taken over")
 	}
 }
 
 // reconciler is one without caches, to call the steps of.
 func (h *harness) reconciler(api client.Client) *ZuulBuildReconciler {
-	return &ZuulBuildReconciler{Client: api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: clock.RealClock{}}
+	return &ZuulBuildReconciler{Pods: &PodMemory{}, Client: api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: clock.RealClock{}}
 }
 
 // TestTooLarge: what etcd or the API server finds too large is no error that passes.

@@ -116,6 +116,10 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	if err != nil {
 		h.Fatal(err)
 	}
+	pods, err := WatchPods(ctx, mgr.GetCache())
+	if err != nil {
+		h.Fatal(err)
+	}
 	h.registry = prometheus.NewPedanticRegistry()
 	metrics, err := NewMetrics(h.registry, false)
 	if err != nil {
@@ -123,7 +127,7 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	}
 	h.ceiling = capacity.NewCeiling(cmp.Or(h.maxBuilds, 1000))
 	reconciler := &ZuulBuildReconciler{
-		Builds: builds, MaxBuilds: h.ceiling,
+		Builds: builds, Pods: pods, MaxBuilds: h.ceiling,
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Numbers: &buildnumber.Sequence{Client: mgr.GetClient(), Live: mgr.GetAPIReader()},
 		Recorder: mgr.GetEventRecorder("test"), Clock: fastClock{ahead: h.ahead}, Metrics: metrics,
 		BuildURL:    func(build *v1alpha1.ZuulBuild) string { return "https://builds.example.org/" + build.Name },

@@ -14,7 +14,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
@@ -24,7 +23,7 @@ import (
 // and be made by hand, since the API server has none of the cache's indexes.
 func (h *harness) uncached() *ZuulBuildReconciler {
 	return &ZuulBuildReconciler{
-		Builds: capacity.NewBuilds(), MaxBuilds: capacity.NewCeiling(10),
+		Builds: capacity.NewBuilds(), Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(10),
 		Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(10), Clock: fastClock{ahead: h.ahead}, Metrics: newMetrics(false, nil),
 		BuildURL: func(*v1alpha1.ZuulBuild) string { return "https://builds.example.org/" },
 	}
@@ -138,7 +137,7 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			if c.restart {
 				r = h.uncached()
 			}
-			pods := predicate.NewPredicateFuncs(r.pods.note)
+			pods := r.Pods.noting()
 			pod := h.pod("b")
 			if c.end != nil {
 				h.report("b", c.end...)
@@ -160,7 +159,7 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 				t.Errorf("the build ended %s, %s: %s; want %s, %s", build.Status.Phase, build.Status.Reason, build.Status.Message, c.phase, c.reason)
 			}
 			reconcile()
-			if r.pods.endOf(build) != nil {
+			if r.Pods.endOf(build) != nil {
 				t.Error("the Pod is remembered though the build has its verdict")
 			}
 			if !c.foreign && h.pod("b") != nil {

@@ -227,7 +227,7 @@ func TestStopBetweenTwoPods(t *testing.T) {
 func TestPodMemory(t *testing.T) {
 	build := zuulBuild("job")
 	build.UID = "b"
-	m := &podMemory{}
+	m := &PodMemory{}
 	lost := func(pods ...types.UID) *v1alpha1.ZuulBuild {
 		b := build.DeepCopy()
 		for _, pod := range pods {

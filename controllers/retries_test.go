@@ -246,7 +246,7 @@ func TestDelay(t *testing.T) {
 			if c.pod {
 				s.pod = newPod()
 			}
-			held, err := (&ZuulBuildReconciler{}).delay(t.Context(), s)
+			held, err := (&ZuulBuildReconciler{Pods: &PodMemory{}}).delay(t.Context(), s)
 			if err != nil || held != (c.want > 0) || s.after != c.want {
 				t.Fatalf("held %v for %s (%v), want %s", held, s.after, err, c.want)
 			}
@@ -257,7 +257,7 @@ func TestDelay(t *testing.T) {
 	}
 	s := &scope{build: zuulBuild("job"), now: created, losses: []v1alpha1.ZuulBuild{attempt("before", -time.Minute, 0, v1alpha1.PhaseLost, ReasonNodeLost, 2)}}
 	s.build.UID, s.build.Status.Attempts = "self", 3
-	if _, err := (&ZuulBuildReconciler{}).delay(t.Context(), s); err != nil {
+	if _, err := (&ZuulBuildReconciler{Pods: &PodMemory{}}).delay(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
 	const want = "attempt 3 of 5: the Pod will be made at 2026-05-04T03:02:16Z, because the infrastructure lost the builds before it: number 0 (ZuulBuild before, NodeLost)"

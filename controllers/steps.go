@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,7 +24,7 @@ func (r *ZuulBuildReconciler) collect(ctx context.Context, s *scope) (bool, erro
 	if !s.build.Complete() {
 		return false, nil
 	}
-	r.pods.forget(client.ObjectKeyFromObject(s.build))
+	r.Pods.forget(s.build)
 	if s.pod == nil || s.pod.DeletionTimestamp != nil {
 		return true, nil
 	}
@@ -75,7 +73,7 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 	err = r.Create(ctx, pod)
 	switch {
 	case err == nil:
-		r.pods.remember(s.build, pod)
+		r.Pods.remember(s.build, pod)
 		ctrl.LoggerFrom(ctx).V(1).Info("Pod made", "pod", pod.Name, "class", s.build.Spec.Node)
 		s.explained()
 		s.after = explainAfter
@@ -132,7 +130,7 @@ func (r *ZuulBuildReconciler) adopt(ctx context.Context, s *scope) error {
 	case ownedBy(pod, s.build) && listedAsLost(s.build, pod.UID):
 		s.after = shortestRequeue // the lost one is not gone yet, though the cache thinks so
 	case ownedBy(pod, s.build):
-		r.pods.remember(s.build, pod)
+		r.Pods.remember(s.build, pod)
 	case pod.Labels[v1alpha1.LabelBuild] == s.build.Name:
 		// The Pod of an earlier build of the same name: it may still run, so the name is free only when it is gone.
 		s.after = shortestRequeue
@@ -200,7 +198,6 @@ func (r *ZuulBuildReconciler) forceDelete(ctx context.Context, s *scope) (bool, 
 
 // deleteLeftBehind deletes the Pod of a build that was itself deleted. The garbage collector would, in its own time.
 func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.NamespacedName) error {
-	r.pods.forget(key)
 	r.writtenOver.Delete(key)
 	pod := &corev1.Pod{}
 	if err := r.Get(ctx, key, pod); err != nil {
@@ -218,75 +215,4 @@ func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.Na
 func ownedBy(object metav1.Object, build *v1alpha1.ZuulBuild) bool {
 	owner := metav1.GetControllerOf(object)
 	return owner != nil && owner.UID == build.UID
-}
-
-// podMemory is what this process knows of Pods beyond what their builds' status says. It only ever adds caution: without it, a Pod that vanished
-// before its start was recorded would be made again, and the job run twice; and one that ended and vanished before its end was looked at, as by the
-// cluster's terminated-pod-gc, would count as lost.
-type podMemory struct {
-	mu     sync.Mutex
-	builds map[types.NamespacedName]rememberedPods // the Pods that were made or met here
-	ended  map[types.NamespacedName]*corev1.Pod    // by build: how its Pod was seen to end, before anybody deleted it
-}
-
-type rememberedPods struct {
-	build types.UID
-	pods  []types.UID
-}
-
-func (m *podMemory) remember(build *v1alpha1.ZuulBuild, pod *corev1.Pod) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.builds == nil {
-		m.builds = map[types.NamespacedName]rememberedPods{}
-	}
-	known := m.builds[client.ObjectKeyFromObject(build)]
-	if known.build != build.UID {
-		known = rememberedPods{build: build.UID}
-	}
-	if !slices.Contains(known.pods, pod.UID) {
-		known.pods = append(known.pods, pod.UID)
-	}
-	m.builds[client.ObjectKeyFromObject(build)] = known
-}
-
-// knows tells whether the build has had a Pod besides those that its status lists as lost. The status may be an old one.
-func (m *podMemory) knows(build *v1alpha1.ZuulBuild) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	known := m.builds[client.ObjectKeyFromObject(build)]
-	return known.build == build.UID && slices.ContainsFunc(known.pods, func(pod types.UID) bool { return !listedAsLost(build, pod) })
-}
-
-// note lets every event of a Pod pass, and keeps the Pod if it has ended by itself.
-func (m *podMemory) note(object client.Object) bool {
-	pod := object.(*corev1.Pod)
-	owner := metav1.GetControllerOf(pod)
-	if owner == nil || !podTerminal(pod) || pod.DeletionTimestamp != nil {
-		return true
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ended == nil {
-		m.ended = map[types.NamespacedName]*corev1.Pod{}
-	}
-	m.ended[types.NamespacedName{Namespace: pod.Namespace, Name: owner.Name}] = pod
-	return true
-}
-
-// endOf is the Pod of a build as it ended, or nil; not to be changed.
-func (m *podMemory) endOf(build *v1alpha1.ZuulBuild) *corev1.Pod {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if pod := m.ended[client.ObjectKeyFromObject(build)]; pod != nil && ownedBy(pod, build) && !listedAsLost(build, pod.UID) {
-		return pod
-	}
-	return nil
-}
-
-func (m *podMemory) forget(key types.NamespacedName) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.builds, key)
-	delete(m.ended, key)
 }

@@ -75,7 +75,7 @@ func newWorld(job *v1alpha1.ZuulJob) *world {
 func (w *world) restart() {
 	w.operator = &ZuulBuildReconciler{
 		Client: w, Live: live{w: w}, Recorder: &events.FakeRecorder{}, Clock: w, BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" },
-		Builds: capacity.NewBuilds(), MaxBuilds: capacity.NewCeiling(10), // there is but one
+		Builds: capacity.NewBuilds(), Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(10), // there is but one
 	}
 	w.catchUp()
 }

@@ -21,7 +21,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/buildlog"
@@ -38,9 +37,11 @@ type ZuulBuildReconciler struct {
 	// Client reads from a cache that holds only Pods with the label zuulbuild.dev/build.
 	client.Client
 	// Live reads past the cache, for what a stale answer would make wrong.
-	Live     client.Reader
-	Numbers  Numbers
-	Builds   Builds
+	Live    client.Reader
+	Numbers Numbers
+	Builds  Builds
+	// Pods is what this process knows of Pods, one memory for all terms in which it leads.
+	Pods     *PodMemory
 	Recorder events.EventRecorder
 	// MaxBuilds is how many builds may have a Pod at once. Node classes and jobs may have limits of their own.
 	MaxBuilds *capacity.Ceiling
@@ -50,7 +51,6 @@ type ZuulBuildReconciler struct {
 	Metrics  *Metrics // nil for none
 
 	logger      logr.Logger // of the manager; for what happens in no round
-	pods        podMemory
 	writtenOver sync.Map // by NamespacedName of a build: the resource version its status was last written from
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
@@ -88,7 +88,7 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	controller := ctrl.NewControllerManagedBy(mgr).
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
-		Owns(&corev1.Pod{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.pods.note))).
+		Owns(&corev1.Pod{}, builder.WithPredicates(r.Pods.noting())).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		WithLogConstructor(buildlog.Constructor(mgr, "zuulbuild", r.logValuesOf))
 	r.setupAdmission(controller)
@@ -219,10 +219,10 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 	if err == nil && ownedBy(pod, s.build) {
 		s.pod = pod
 		if !s.build.Complete() {
-			r.pods.remember(s.build, pod)
+			r.Pods.remember(s.build, pod)
 		}
 	}
-	if ended := r.pods.endOf(s.build); ended != nil && !s.build.Complete() && (s.pod == nil || s.pod.DeletionTimestamp != nil) {
+	if ended := r.Pods.endOf(s.build); ended != nil && !s.build.Complete() && (s.pod == nil || s.pod.DeletionTimestamp != nil) {
 		s.pod = ended.DeepCopy()
 	}
 	return false, client.IgnoreNotFound(err)
@@ -230,7 +230,7 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 
 // hadPod tells whether a Pod of the build has existed, besides those that were lost and are made again.
 func (r *ZuulBuildReconciler) hadPod(build *v1alpha1.ZuulBuild) bool {
-	return build.Status.PodName != "" || r.pods.knows(build)
+	return build.Status.PodName != "" || r.Pods.knows(build)
 }
 
 // number fills in the number of a build made by hand.
@@ -275,7 +275,7 @@ func (r *ZuulBuildReconciler) abort(ctx context.Context, s *scope) (bool, error)
 		// The cache may not know a Pod that an operator before this one made.
 		pod := &corev1.Pod{}
 		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(s.build), pod); err == nil {
-			r.pods.remember(s.build, pod)
+			r.Pods.remember(s.build, pod)
 			s.after = shortestRequeue
 			return true, nil
 		} else if !apierrors.IsNotFound(err) {

@@ -82,7 +82,7 @@ func TestDescriptionSurvivesTheVerdict(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reconciler := &ZuulBuildReconciler{Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(1), BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
+	reconciler := &ZuulBuildReconciler{Pods: &PodMemory{}, Client: h.api, Live: h.api, Recorder: events.NewFakeRecorder(1), BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
 	for _, verdict := range []verdict{{phase: v1alpha1.PhaseRunning, reason: ReasonRunning}, {phase: v1alpha1.PhaseSucceeded, result: "SUCCESS", reason: ReasonSucceeded}} {
 		text := "before " + string(verdict.phase)
 		describe(text)
@@ -107,7 +107,7 @@ func TestDescriptionSurvivesTheVerdict(t *testing.T) {
 func TestNothingIsWrittenFromAnOldView(t *testing.T) {
 	h := newHarness(t)
 	h.request("b", "job", numbered(1))
-	reconciler := &ZuulBuildReconciler{Client: h.api, Live: h.api, BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
+	reconciler := &ZuulBuildReconciler{Pods: &PodMemory{}, Client: h.api, Live: h.api, BuildURL: func(*v1alpha1.ZuulBuild) string { return "url" }}
 	write := func(view *v1alpha1.ZuulBuild, message string) {
 		t.Helper()
 		s := &scope{build: view.DeepCopy(), now: time.Now()}

@@ -1,0 +1,182 @@
+package controllers
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/hack/apiserver"
+)
+
+// TestPodMemoryEnds: whatever order the caches of builds and of Pods show things in, nothing is remembered in the end, and nothing forgotten before.
+func TestPodMemoryEnds(t *testing.T) {
+	build := zuulBuild("job")
+	build.Name, build.UID = "b", "b"
+	complete, again := build.DeepCopy(), build.DeepCopy()
+	complete.Status.Phase, complete.Status.CompletionTime = v1alpha1.PhaseSucceeded, ptr.To(after(0))
+	again.UID = "again"
+	pod := newPod(func(pod *corev1.Pod) {
+		pod.Name, pod.UID = "b", "1"
+		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: v1alpha1.GroupVersion.String(), Kind: "ZuulBuild", Name: "b", UID: "b", Controller: ptr.To(true)}}
+	})
+	end := func(pod *corev1.Pod, options ...podOption) *corev1.Pod {
+		pod = pod.DeepCopy()
+		for _, option := range append(options, withPhase(podSucceeded)) {
+			option(pod)
+		}
+		return pod
+	}
+	ended, going := end(pod), end(pod, deletedAt(0))
+	type step func(*PodMemory, toolscache.ResourceEventHandler, toolscache.ResourceEventHandler)
+	seeBuild := func(b *v1alpha1.ZuulBuild) step {
+		return func(_ *PodMemory, builds, _ toolscache.ResourceEventHandler) { builds.OnUpdate(build, b) }
+	}
+	seePod := func(p *corev1.Pod) step {
+		return func(_ *PodMemory, _, pods toolscache.ResourceEventHandler) { pods.OnAdd(p, false) }
+	}
+	buildGone := step(func(_ *PodMemory, builds, _ toolscache.ResourceEventHandler) { builds.OnDelete(complete) })
+	podGone := step(func(_ *PodMemory, _, pods toolscache.ResourceEventHandler) { pods.OnDelete(ended) })
+	podMissed := step(func(_ *PodMemory, _, pods toolscache.ResourceEventHandler) {
+		pods.OnDelete(toolscache.DeletedFinalStateUnknown{Key: "builds/b", Obj: pod})
+	})
+	leads := step(func(m *PodMemory, _, _ toolscache.ResourceEventHandler) {
+		m.noting().Create(event.CreateEvent{Object: ended})
+		m.noting().Update(event.UpdateEvent{ObjectOld: pod, ObjectNew: ended})
+		m.noting().Delete(event.DeleteEvent{Object: ended})
+	})
+	cases := []struct {
+		name         string
+		steps        []step
+		knows, ended bool
+		left         int
+	}{
+		{"a Pod", []step{seeBuild(build), seePod(pod)}, true, false, 1},
+		{"a Pod, seen before its build", []step{seePod(pod), seeBuild(build)}, true, false, 1},
+		{"vanished", []step{seeBuild(build), seePod(pod), podMissed}, true, false, 1},
+		{"ended", []step{seeBuild(build), seePod(ended)}, true, true, 1},
+		{"ended and gone", []step{seeBuild(build), seePod(ended), seePod(going), podGone}, true, true, 1},
+		{"ended while it was being deleted", []step{seeBuild(build), seePod(going), podGone}, true, false, 1},
+		{"its controller hears of it first", []step{seeBuild(build), leads, seePod(ended)}, true, true, 1},
+		{"verdict, Pod kept", []step{seeBuild(build), seePod(ended), seeBuild(complete)}, false, false, 1},
+		{"verdict, Pod gone", []step{seeBuild(build), seePod(ended), seeBuild(complete), seePod(going), podGone}, false, false, 0},
+		{"Pod gone, verdict", []step{seeBuild(build), seePod(ended), podGone, seeBuild(complete)}, false, false, 0},
+		{"verdict and all is gone", []step{seeBuild(build), seePod(ended), seeBuild(complete), buildGone, seePod(going), podGone}, false, false, 0},
+		{"the build goes without a verdict", []step{seeBuild(build), seePod(pod), buildGone, podMissed}, false, false, 0},
+		{"a Pod that nobody has", []step{seePod(ended), podGone}, false, false, 0},
+		{"another build of the name, whose forerunner was not seen to go", []step{seeBuild(build), seePod(pod), podMissed, seeBuild(again)}, false, false, 1},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			m := &PodMemory{}
+			builds, pods := remembering(m.setBuild, m.deleteBuild), remembering(m.setPod, m.deletePod)
+			for _, step := range c.steps {
+				step(m, builds, pods)
+			}
+			if knows, ended := m.knows(build), m.endOf(build) != nil; knows != c.knows || ended != c.ended || len(m.builds) != c.left {
+				t.Errorf("knows a Pod: %v, and its end: %v; %d builds; want %v, %v, %d", knows, ended, len(m.builds), c.knows, c.ended, c.left)
+			}
+		})
+	}
+	m := &PodMemory{}
+	helper := pod.DeepCopy()
+	helper.Name = "helper"
+	m.setPod(helper)
+	if m.knows(build) {
+		t.Error("another Pod that the build owns was taken for its own")
+	}
+}
+
+// TestPodVanishesBetweenLeaders: the leader is killed before it has written that the Pod ran, and the Pod vanishes before another leads, which had seen
+// it while it followed. The job does not run twice.
+func TestPodVanishesBetweenLeaders(t *testing.T) {
+	w := newWorld(&v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Namespace: "builds", Name: "job"}, Spec: v1alpha1.ZuulJobSpec{Image: "x", Script: "x"}})
+	round := func() {
+		t.Helper()
+		w.catchUp()
+		if _, err := w.reconcile(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	follower := &PodMemory{}
+	follower.setBuild(w.build())
+	round()
+	w.schedule()
+	w.start()
+	follower.setPod(w.pod())
+	pod := w.pod()
+	w.removePod()
+	follower.deletePod(pod)
+	w.restart()
+	w.operator.Pods = follower
+	w.now = w.now.Add(time.Minute)
+	round()
+	round()
+	if status := w.build().Status; w.made != 1 || status.Reason != ReasonPodDeleted {
+		t.Errorf("%d Pods were made; the build is %s, %s", w.made, status.Phase, status.Reason)
+	}
+}
+
+// TestWatchPods: the memory follows a cache.
+func TestWatchPods(t *testing.T) {
+	h := newHarness(t)
+	options := CacheOptions(h.namespace)
+	options.Scheme = testScheme(t)
+	objects, err := cache.New(apiserver.Config(t), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	m, err := WatchPods(ctx, objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- objects.Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	h.request("b", "job", numbered(1))
+	build := h.build("b")
+	h.create(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "b", Labels: map[string]string{v1alpha1.LabelBuild: "b"}, OwnerReferences: []metav1.OwnerReference{
+			*metav1.NewControllerRef(build, v1alpha1.GroupVersion.WithKind("ZuulBuild")),
+		}},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "build", Image: "example.org/image"}}},
+	})
+	await := func(what string, condition func(*rememberedBuild) bool) {
+		t.Helper()
+		h.eventually(func() string {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if condition(m.builds[build.UID]) {
+				return ""
+			}
+			return what
+		})
+	}
+	pod := h.pod("b").UID
+	await("the Pod is not seen", func(b *rememberedBuild) bool { return b != nil && b.unfinished && b.shown == pod })
+	h.deletePod("b", client.GracePeriodSeconds(0))
+	await("the Pod is not seen to go", func(b *rememberedBuild) bool { return b != nil && b.shown == "" })
+	if !m.knows(build) {
+		t.Error("the Pod was forgotten before the build has its verdict")
+	}
+	status := []byte(`{"status":{"phase":"Lost","completionTime":"2026-05-04T03:02:01Z"}}`)
+	if err := h.api.Status().Patch(ctx, build, client.RawPatch(types.MergePatchType, status)); err != nil {
+		t.Fatal(err)
+	}
+	await("the build is remembered although it has its verdict", func(b *rememberedBuild) bool { return b == nil })
+}
