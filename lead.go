@@ -143,8 +143,10 @@ func (l *leadership) serve(ctx context.Context) error {
 // newTerm is a manager for what only the leader runs. It shares the cache, so that a replica that is elected knows all builds already.
 func (l *leadership) newTerm() (ctrl.Manager, error) {
 	return ctrl.NewManager(l.manager.GetConfig(), ctrl.Options{
-		Scheme:   l.manager.GetScheme(),
-		NewCache: func(*rest.Config, cache.Options) (cache.Cache, error) { return sharedCache{l.manager.GetCache()}, nil },
+		Scheme: l.manager.GetScheme(),
+		NewCache: func(*rest.Config, cache.Options) (cache.Cache, error) {
+			return &termCache{Cache: l.manager.GetCache()}, nil
+		},
 		NewClient: func(*rest.Config, client.Options) (client.Client, error) {
 			return l.manager.GetClient(), nil
 		},
@@ -199,15 +201,6 @@ func (l *leadership) say(state replicas.State) {
 	if l.mates != nil {
 		l.mates.SetState(state)
 	}
-}
-
-// sharedCache is the cache of another manager, which starts it.
-type sharedCache struct{ cache.Cache }
-
-// Start waits until ctx is done.
-func (sharedCache) Start(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
 }
 
 // ownNamespace is the namespace this Pod is in.
