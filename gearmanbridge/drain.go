@@ -17,9 +17,12 @@ const (
 	drainReport = 30 * time.Second
 	// drainNamed is how many builds it names. At its end it names all.
 	drainNamed = 5
+	// drainCommands is how long the end of a drain waits for commands: the server may be mute.
+	drainCommands = 5 * time.Second
 )
 
-// Drain grabs nothing any more and returns when every build that somebody waits for is reported, or ctx is done. stop: is served meanwhile.
+// Drain grabs nothing any more and returns when every build that somebody waits for is reported, or ctx is done. stop: is served meanwhile, and in the end
+// what is left of it stays with the server for the next replica.
 func (b *Bridge) Drain(ctx context.Context) error {
 	var workers []*gearman.Worker
 	for _, s := range b.sessions {
@@ -37,7 +40,25 @@ func (b *Bridge) Drain(ctx context.Context) error {
 			return fmt.Errorf("builds not yet reported: %d: %w", b.unreported(context.WithoutCancel(ctx), math.MaxInt), ctx.Err())
 		}
 	}
+	b.endCommands(ctx)
 	return nil
+}
+
+// endCommands takes no more commands, and returns when those that are taken are answered. A server may have given one to the connection that is still on
+// its way: if that closed now geard would fail it, and Zuul does not stop the build a second time.
+func (b *Bridge) endCommands(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainCommands)
+	defer cancel()
+	for _, s := range b.sessions {
+		s.management.Drain()
+	}
+	for _, s := range b.sessions {
+		select {
+		case <-s.management.Drained():
+		case <-ctx.Done():
+			b.Logger.Warn("Ending before the Gearman server said whether it has a command for this replica", "gearmanServer", s.server.Name)
+		}
+	}
 }
 
 // unreported counts the builds somebody waits for here, and says in the log how far some of them are.
