@@ -282,14 +282,21 @@ func TestSubmitWaitsForRegistration(t *testing.T) {
 func TestSubmitTrouble(t *testing.T) {
 	checkGoroutines(t)
 	address, server := gearmantest.StartServer(t, gearman.Geard)
-	startScriptedWorker(t, address, func(*testing.T, *gearman.Job, <-chan *gearman.Job) { _ = server.Close() })
-	for _, message := range []string{"lost sight of build", "cannot reach the Gearman server at " + address} {
-		var s submitted
-		if code := s.run(t, "j", "--gearman", address); code != 5 {
+	var begun, refused submitted
+	startScriptedWorker(t, address, func(t *testing.T, build *gearman.Job, _ <-chan *gearman.Job) {
+		try(t, build.Data([]byte(startData)))
+		gearmantest.Eventually(t, submitPatience, "the start of the build", func() bool { return strings.Contains(begun.errors.String(), "http://u/") })
+		_ = server.Close()
+	})
+	for _, test := range []struct {
+		*submitted
+		want string
+	}{{&begun, "lost sight of build"}, {&refused, "cannot reach the Gearman server at " + address}} {
+		if code := test.run(t, "j", "--gearman", address); code != 5 {
 			t.Errorf("exit code: got %d, want 5", code)
 		}
-		if s.err == nil || !strings.Contains(s.err.Error(), message) {
-			t.Errorf("got %v, want %q in it", s.err, message)
+		if test.err == nil || !strings.Contains(test.err.Error(), test.want) {
+			t.Errorf("got %v, want %q in it", test.err, test.want)
 		}
 	}
 }

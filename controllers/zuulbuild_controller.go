@@ -51,7 +51,7 @@ type ZuulBuildReconciler struct {
 	Metrics  *Metrics // nil for none
 
 	logger      logr.Logger // of the manager; for what happens in no round
-	writtenOver sync.Map // by NamespacedName of a build: the resource version its status was last written from
+	writtenOver sync.Map    // by NamespacedName of a build: the resource version its status was last written from
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
 	podDelays   []time.Duration // nil: defaultPodDelays, likewise
