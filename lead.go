@@ -81,7 +81,7 @@ func (l *leadership) yields() bool {
 	return l.mates != nil && (l.drains() && l.mates.Successor() || l.mates.Outdone())
 }
 
-func (l *leadership) drains() bool { return l.mates.State() == replicas.Draining }
+func (l *leadership) drains() bool { return l.mates != nil && l.mates.State() == replicas.Draining }
 
 // await returns true when the condition holds, or false when ctx is done.
 func await(ctx context.Context, condition func() bool) bool {

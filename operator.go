@@ -175,7 +175,7 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 					verbosity.Set(level)
 				}
 			},
-		}, logger, metrics.Registry)
+		}, lead.drains, logger, metrics.Registry)
 		if err := errors.Join(err, mgr.Add(reloader)); err != nil {
 			return err
 		}

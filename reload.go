@@ -22,16 +22,19 @@ type reloader struct {
 	running *configuration // what the file said when it was right last
 	environ []string
 	// apply has the operator work by an option from now on, for those it can.
-	apply  map[string]func(*operatorOptions)
+	apply map[string]func(*operatorOptions)
+	// ends tells whether this replica only ends what it has: the file may be one for those that come after it, which may be of another version.
+	ends   func() bool
 	logger *slog.Logger
 	valid  prometheus.Gauge
 	told   string // of what is wrong with the file now, so that it is told once
 }
 
 // newReloader counts itself among the metrics.
-func newReloader(running *configuration, environ []string, apply map[string]func(*operatorOptions), logger *slog.Logger, registry prometheus.Registerer,
+func newReloader(running *configuration, environ []string, apply map[string]func(*operatorOptions), ends func() bool, logger *slog.Logger,
+	registry prometheus.Registerer,
 ) (*reloader, error) {
-	r := &reloader{running: running, environ: environ, apply: apply, logger: logger, valid: prometheus.NewGauge(prometheus.GaugeOpts{
+	r := &reloader{running: running, environ: environ, apply: apply, ends: ends, logger: logger, valid: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "zuulbuild_configuration_valid",
 		Help: "Whether the file of --config, as it is now, can be taken: 1, or 0 if it has faults. The operator then works by what the file said before, and " +
 			"would not start again; the log says what is wrong.",
@@ -59,6 +62,10 @@ func (r *reloader) Start(ctx context.Context) error {
 
 // look reads the file, and has the operator work by what it says.
 func (r *reloader) look() {
+	if r.ends() {
+		r.valid.Set(1)
+		return
+	}
 	o, c := r.running.again(r.environ)
 	if err := allOf(c.faults); err != nil {
 		r.valid.Set(0)

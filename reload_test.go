@@ -55,12 +55,12 @@ func TestReload(t *testing.T) {
 			o, flags := parse(t, append(test.arguments, "--config="+file)...)
 			running := o.configure(flags, test.environ)
 			must(t, allOf(running.faults))
-			applied := map[string]string{}
+			applied, ending := map[string]string{}, false
 			var said bytes.Buffer
 			r, err := newReloader(running, test.environ, map[string]func(*operatorOptions){
 				"max-builds": func(o *operatorOptions) { applied["max-builds"] = strconv.Itoa(o.maxBuilds) },
 				"log-level":  func(o *operatorOptions) { applied["log-level"] = o.logLevel },
-			}, slog.New(slog.NewTextHandler(&said, nil)), prometheus.NewPedanticRegistry())
+			}, func() bool { return ending }, slog.New(slog.NewTextHandler(&said, nil)), prometheus.NewPedanticRegistry())
 			must(t, err)
 
 			if test.after == "" {
@@ -87,6 +87,11 @@ func TestReload(t *testing.T) {
 			}
 
 			said.Reset()
+			ending = true
+			if r.look(); testutil.ToFloat64(r.valid) != 1 || said.Len() > 0 {
+				t.Errorf("one that only ends what it has follows the file: %s", &said)
+			}
+			ending = false
 			must(t, os.WriteFile(file, []byte(before), 0o600))
 			if r.look(); testutil.ToFloat64(r.valid) != 1 {
 				t.Errorf("still not valid: %s", &said)
@@ -98,7 +103,7 @@ func TestReload(t *testing.T) {
 // TestMetricsAreDocumented: docs/metrics.md has the metric with its type, its labels, its help text and an example.
 func TestMetricsAreDocumented(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	_, err := newReloader(nil, nil, nil, nil, registry)
+	_, err := newReloader(nil, nil, nil, nil, nil, registry)
 	must(t, err)
 	families, err := registry.Gather()
 	must(t, err)

@@ -5,6 +5,8 @@ package conformance
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -19,7 +21,7 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 )
 
-// flowCases are those under "Flow control", and two of what else the contract asks for.
+// flowCases are those under "Flow control", and some of what else the contract asks for.
 func flowCases() []testCase {
 	return []testCase{
 		{name: "3000-functions", on: bothKinds, own: true, test: manyFunctions},
@@ -27,6 +29,7 @@ func flowCases() []testCase {
 		{name: "full-silent", on: []*flavour{gearmand, oneWakeup, geard}, own: true, flags: []string{"--max-builds", "1"}, test: fullIsSilent},
 		{name: "starvation", on: []*flavour{gearmand, roundRobin, geard}, own: true, flags: []string{"--max-builds", "1"}, test: starvation},
 		{name: "class-limit", on: bothKinds, own: true, needs: nodeClassLimits, test: classLimit},
+		{name: "reload", on: []*flavour{gearmand}, own: true, test: reload},
 		{name: "tls", on: []*flavour{geard}, own: true, needs: tlsToServers, test: tlsServers},
 	}
 }
@@ -256,6 +259,39 @@ func classLimit(s *scene) {
 			}
 			s.exit(build.State().UUID, 0)
 			s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+		}
+	}
+}
+
+// reload: max-builds in the file of --config is raised and lowered while builds run, and a file that is wrong changes nothing.
+func reload(s *scene) {
+	s.terminate() // it was started without a file
+	file := filepath.Join(s.TempDir(), "zuulbuild.yaml")
+	write := func(text string) { s.must(os.WriteFile(file, []byte(text), 0o600)) }
+	write("max-builds: 1")
+	s.operator = s.startOperator(s.T, "--config", file)
+	job := s.job(holds)
+	var builds []*zuulclient.Build
+	for range 4 {
+		builds = append(builds, s.submit(zuulclient.Request{Job: job}))
+	}
+	s.running(builds[0])
+	write("max-builds: many")
+	_, err := s.operator.AwaitLine("a whole number was expected", patience)
+	s.must(err)
+	write("max-builds: 2")
+	s.running(builds[1])
+	write("max-builds: 1")
+	_, err = s.operator.AwaitLine(`"from":"2","to":"1"`, patience)
+	s.must(err)
+	for i, build := range builds {
+		s.running(build)
+		s.exit(build.State().UUID, 0)
+		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+		for _, waiting := range builds[min(len(builds), max(2, i+2)):] {
+			if packets := waiting.State().Packets; len(packets) > 0 {
+				s.Errorf("a build began though there is no room after build %d: %v", i, kinds(waiting.State()))
+			}
 		}
 	}
 }
