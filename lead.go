@@ -11,6 +11,9 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -220,4 +223,52 @@ func newIdentity(hostname string) string {
 	host := strings.Trim(notInLabels.ReplaceAllString(strings.ToLower(hostname), "-"), "-")
 	host = strings.Trim(host[:min(len(host), longest-random-1)], "-")
 	return strings.TrimPrefix(host+"-"+strings.ToLower(rand.Text()[:random]), "-")
+}
+
+// setupReplicas has the replicas know each other, unless this one is to be alone.
+func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, lead *leadership, hostname string) error {
+	if !o.leaderElect {
+		return nil
+	}
+	lead.namespace, lead.lease = o.leaderNamespace, o.leaderLease
+	if lead.namespace == "" {
+		var err error
+		if lead.namespace, err = ownNamespace(); err != nil {
+			return err
+		}
+	}
+	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme()})
+	if err != nil {
+		return err
+	}
+	lead.mates = &replicas.Replicas{
+		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Servers: lead.bridge.Connected, Logger: lead.logger,
+	}
+	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
+		return err
+	}
+	if lead.mates.Owner != nil {
+		lead.mates.FindOwner = func(ctx context.Context) (*metav1.OwnerReference, error) {
+			owner, err := o.leaseOwner(ctx, direct, lead)
+			return owner, client.IgnoreNotFound(err)
+		}
+	}
+	lead.bridge.Replicas, lead.bridge.Identity = lead.mates, lead.mates.Identity
+	return mgr.Add(lead.mates)
+}
+
+// leaseOwner is what the Leases go with. Who may not look at the Deployment has them stay.
+func (o *operatorOptions) leaseOwner(ctx context.Context, direct client.Reader, lead *leadership) (*metav1.OwnerReference, error) {
+	if o.leaderDeployment == "" {
+		return nil, nil
+	}
+	deployment := &appsv1.Deployment{}
+	switch err := direct.Get(ctx, client.ObjectKey{Namespace: lead.namespace, Name: o.leaderDeployment}, deployment); {
+	case apierrors.IsForbidden(err):
+		lead.logger.Warn("The Leases will outlive an uninstallation: the Deployment of --leader-deployment cannot be read", "error", err)
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("--leader-deployment: %w", err)
+	}
+	return &metav1.OwnerReference{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: deployment.Name, UID: deployment.UID}, nil
 }

@@ -19,9 +19,6 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	appsv1 "k8s.io/api/apps/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -30,7 +27,6 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -196,6 +192,7 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 
 // setup wires the two halves and the pages to the manager, but for the controllers, which are the leader's.
 func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers []gearmanbridge.Server, maxBuilds *capacity.Ceiling,
+
 	buildURL func(*v1alpha1.ZuulBuild) string, logger *slog.Logger,
 ) (*leadership, *buildnumber.Sequence, error) {
 	if err := buildnumber.SetupIndex(ctx, mgr.GetFieldIndexer()); err != nil {
@@ -246,54 +243,6 @@ func (o *operatorOptions) setup(ctx context.Context, mgr ctrl.Manager, servers [
 		return nil
 	})
 	return lead, numbers, errors.Join(err, o.setupPages(ctx, mgr))
-}
-
-// setupReplicas has the replicas know each other, unless this one is to be alone.
-func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, lead *leadership, hostname string) error {
-	if !o.leaderElect {
-		return nil
-	}
-	lead.namespace, lead.lease = o.leaderNamespace, o.leaderLease
-	if lead.namespace == "" {
-		var err error
-		if lead.namespace, err = ownNamespace(); err != nil {
-			return err
-		}
-	}
-	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme()})
-	if err != nil {
-		return err
-	}
-	lead.mates = &replicas.Replicas{
-		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Servers: lead.bridge.Connected, Logger: lead.logger,
-	}
-	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
-		return err
-	}
-	if lead.mates.Owner != nil {
-		lead.mates.FindOwner = func(ctx context.Context) (*metav1.OwnerReference, error) {
-			owner, err := o.leaseOwner(ctx, direct, lead)
-			return owner, client.IgnoreNotFound(err)
-		}
-	}
-	lead.bridge.Replicas, lead.bridge.Identity = lead.mates, lead.mates.Identity
-	return mgr.Add(lead.mates)
-}
-
-// leaseOwner is what the Leases go with. Who may not look at the Deployment has them stay.
-func (o *operatorOptions) leaseOwner(ctx context.Context, direct client.Reader, lead *leadership) (*metav1.OwnerReference, error) {
-	if o.leaderDeployment == "" {
-		return nil, nil
-	}
-	deployment := &appsv1.Deployment{}
-	switch err := direct.Get(ctx, client.ObjectKey{Namespace: lead.namespace, Name: o.leaderDeployment}, deployment); {
-	case apierrors.IsForbidden(err):
-		lead.logger.Warn("The Leases will outlive an uninstallation: the Deployment of --leader-deployment cannot be read", "error", err)
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("--leader-deployment: %w", err)
-	}
-	return &metav1.OwnerReference{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: deployment.Name, UID: deployment.UID}, nil
 }
 
 func (o *operatorOptions) setupPages(ctx context.Context, mgr ctrl.Manager) error {

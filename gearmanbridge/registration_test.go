@@ -132,8 +132,10 @@ func TestClassWhoseNodesAreAway(t *testing.T) {
 		must(t, err)
 		return slices.Contains(names, class)
 	}
-	if !knows() || !knows() {
-		t.Fatal("an operator that starts while the Node is away does not know the class")
+	for range 2 { // it asks the jobs the first time alone
+		if !knows() {
+			t.Fatal("an operator that starts while the Node is away does not know the class")
+		}
 	}
 	object := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: class}}
 	must(t, f.api.Create(t.Context(), object))
