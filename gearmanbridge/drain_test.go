@@ -34,11 +34,7 @@ func TestDrain(t *testing.T) {
 		for _, build := range []*zuulclient.Build{running, stopped} {
 			f.awaitLine(build.State().UUID, "Not yet reported")
 		}
-		gearmantest.Eventually(t, patience, "no grab on its way, which could bring one build more", func() bool {
-			f.bridge.slots.mu.Lock()
-			defer f.bridge.slots.mu.Unlock()
-			return len(f.bridge.slots.reserved) == 0
-		})
+		f.awaitNoGrab()
 		drained := make(chan error, 1)
 		go func() { drained <- f.bridge.Drain(testContext(t)) }()
 		late := submit(t, zuul, zuulclient.Request{Job: "unit"})
@@ -116,6 +112,16 @@ func TestDrainWithoutServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// awaitNoGrab waits until no grab is on its way, which could bring one build more.
+func (f *fixture) awaitNoGrab() {
+	f.t.Helper()
+	gearmantest.Eventually(f.t, patience, "no grab on its way", func() bool {
+		f.bridge.slots.mu.Lock()
+		defer f.bridge.slots.mu.Unlock()
+		return len(f.bridge.slots.reserved) == 0
+	})
 }
 
 // awaitAnswer goes once to the bridge and back.

@@ -73,6 +73,7 @@ func TestStandby(t *testing.T) {
 		f.job("unit")
 		gearmantest.Eventually(t, patience, "everything registered", f.bridge.Ready)
 		f.bridge.Follow()
+		f.awaitNoGrab()
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
 		request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 		job := f.job("later") // registered, though only the leader writes that down
