@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,8 @@ const (
 )
 
 // TestChart installs the chart with the image that is built here, under the restricted level of Pod Security and with no rights but the chart's:
-// `helm test` sends a build through Gearman, an upgrade while a build runs loses nothing, metrics are told to those who may get them, and a build may have
+// `helm test` sends a build through Gearman, another limit replaces no Pod, an upgrade while a build runs loses nothing, metrics are told to those who may get
+// them, and a build may have
 // its node cordoned.
 func TestChart(t *testing.T) {
 	begun := time.Now()
@@ -44,11 +46,8 @@ func TestChart(t *testing.T) {
 		"--set-json", fmt.Sprintf(`metrics.readers=[{"name":%q,"namespace":%q}]`, reader.Name, reader.Namespace))
 	helm("test", "--logs", "--timeout=2m")
 
-	zuul := dial(t, podOf(t, "gearman")+":4730", zuulclient.Zuul2)
-	build := submit(t, zuul, zuulclient.Request{Job: "slow"})
-	await(t, build, "run", running)
-	helm("upgrade", "--reuse-values", "--wait", "--timeout=3m", "--set=maxBuilds=50")
-	expectResult(t, wait(t, build), "SUCCESS")
+	replicas := podsOf(t, "operator")
+	helm("upgrade", "--reuse-values", "--wait", "--timeout=3m", "--set=maxBuilds=50") // which replaces no Pod
 
 	token, err := tokenOf(t.Context(), reader)
 	if err != nil {
@@ -59,6 +58,24 @@ func TestChart(t *testing.T) {
 			t.Errorf("metrics are answered with %d, want %d:\n%.200s", status, want, body)
 		}
 	}
+
+	eventually(t, "the leader to keep to another limit", func() bool {
+		return slices.ContainsFunc(podsOf(t, "operator"), func(pod corev1.Pod) bool {
+			_, body := get(t, "https://"+pod.Status.PodIP+":9090/metrics", token)
+			return strings.Contains(body, "\nzuulbuild_slots_limit 50\n")
+		})
+	})
+	for _, pod := range podsOf(t, "operator") {
+		if !slices.ContainsFunc(replicas, func(before corev1.Pod) bool { return before.UID == pod.UID }) || len(replicas) != 2 {
+			t.Errorf("replica %s came for another limit", pod.Name)
+		}
+	}
+
+	zuul := dial(t, podOf(t, "gearman")+":4730", zuulclient.Zuul2)
+	build := submit(t, zuul, zuulclient.Request{Job: "slow"})
+	await(t, build, "run", running)
+	helm("upgrade", "--reuse-values", "--wait", "--timeout=3m", "--set=gracePeriodSeconds=50")
+	expectResult(t, wait(t, build), "SUCCESS")
 
 	t.Cleanup(func() { kubectl(t, "uncordon", secondNode) })
 	build = submit(t, zuul, zuulclient.Request{Job: "slow", Node: "trusty", Parameters: map[string]any{"OFFLINE_NODE_WHEN_COMPLETE": "1"}})
@@ -166,19 +183,22 @@ func expectNoLeases(ctx context.Context, t *testing.T) {
 	}
 }
 
-// podOf is the address of a Pod of the release, which this machine reaches as it does every Pod: of the embedded Gearman server, or of a replica of the
-// operator that is not about to end.
-func podOf(t *testing.T, component string) string {
+// podsOf are the Pods of the release that have an address and are not about to end: of the embedded Gearman server, or the replicas of the operator.
+func podsOf(t *testing.T, component string) []corev1.Pod {
 	t.Helper()
 	pods := &corev1.PodList{}
-	if err := kubernetes.List(t.Context(), pods, client.InNamespace(operatorNamespace), client.MatchingLabels{"app.kubernetes.io/component": component}); err != nil {
+	if err := kubernetes.List(t.Context(), pods, client.InNamespace(operatorNamespace), client.MatchingLabels{componentLabel: component}); err != nil {
 		t.Fatal(err)
 	}
-	for i := range pods.Items {
-		if pod := &pods.Items[i]; pod.DeletionTimestamp == nil && pod.Status.PodIP != "" {
-			return pod.Status.PodIP
-		}
+	return slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return pod.DeletionTimestamp != nil || pod.Status.PodIP == "" })
+}
+
+// podOf is the address of one of them, which this machine reaches as it does every Pod.
+func podOf(t *testing.T, component string) string {
+	t.Helper()
+	pods := podsOf(t, component)
+	if len(pods) == 0 {
+		t.Fatalf("no Pod of the component %s runs", component)
 	}
-	t.Fatalf("none of %d Pods of the component %s runs", len(pods.Items), component)
-	return ""
+	return pods[0].Status.PodIP
 }
