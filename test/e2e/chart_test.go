@@ -33,8 +33,7 @@ const (
 
 // TestChart installs the chart with the image that is built here, under the restricted level of Pod Security and with no rights but the chart's:
 // `helm test` sends a build through Gearman, another limit replaces no Pod, an upgrade while a build runs loses nothing, metrics are told to those who may get
-// them, and a build may have
-// its node cordoned.
+// them, and a build may have its node cordoned.
 func TestChart(t *testing.T) {
 	begun := time.Now()
 	tag := buildImage(t)
