@@ -120,7 +120,8 @@ scale: packages build ## Run 1,000 builds under limits while the operator is kil
 		-timeout 1h -run '^TestScale$$' ./test/e2e
 
 .PHONY: dashboard
-dashboard: packages build ## Draw the dashboard of the chart from what Prometheus sees of a run, with chromium; PICTURE=… for another file than dist/dashboard.png
+dashboard: build ## Draw the dashboard of the chart from what Prometheus sees of a run, with chromium; PICTURE=… for another file than dist/dashboard.png
+	$(LOCALCLUSTER) packages chromium
 	$(LOCALCLUSTER) assets >/dev/null
 	$(LOCALCLUSTER) tools prometheus
 	mkdir -p $(dir $(PICTURE))

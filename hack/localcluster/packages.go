@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
@@ -18,10 +19,10 @@ var (
 	testPackages    = []string{"gearman-job-server", "gearman-tools"}
 )
 
-// InstallPackages installs the Debian packages that clusters and the project's tests need and that are missing. It
+// InstallPackages installs the Debian packages that clusters and the project's tests need, and more, where they are missing. It
 // starts no service: the Gearman server is run by the tests themselves, on ports of their own.
-func InstallPackages(ctx context.Context, log io.Writer) error {
-	return installPackages(ctx, log, append(append([]string{}, clusterPackages...), testPackages...))
+func InstallPackages(ctx context.Context, log io.Writer, more ...string) error {
+	return installPackages(ctx, log, slices.Concat(clusterPackages, testPackages, more))
 }
 
 func installPackages(ctx context.Context, log io.Writer, names []string) error {

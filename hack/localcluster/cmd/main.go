@@ -187,9 +187,9 @@ func runAttached(command *exec.Cmd) error {
 
 func packagesCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "packages", Short: "Install the Debian packages that clusters and tests need", Args: cobra.NoArgs,
-		RunE: func(command *cobra.Command, _ []string) error {
-			return localcluster.InstallPackages(command.Context(), command.ErrOrStderr())
+		Use: "packages [MORE...]", Short: "Install the Debian packages that clusters and tests need, and others",
+		RunE: func(command *cobra.Command, more []string) error {
+			return localcluster.InstallPackages(command.Context(), command.ErrOrStderr(), more...)
 		},
 	}
 }
