@@ -23,7 +23,6 @@ import (
 
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
-	"zuulbuild.dev/zuulbuild/replicas"
 	"zuulbuild.dev/zuulbuild/tracing"
 )
 
@@ -60,7 +59,7 @@ func (o *operatorOptions) problems() map[string]error {
 		"health-address":    listenable(o.healthAddress, true),
 		"kubeconfig":        readableKubeconfig(o.kubeconfig),
 		"leader-deployment": deploymentName(o.leaderDeployment),
-		"leader-lease":      between(o.leaderLease, time.Second, replicas.Duration),
+		"leader-lease":      between(o.leaderLease, time.Second, longestLease),
 		"leader-namespace":  namespaces(o.leaderNamespace),
 		"log-level":         logLevel,
 		"manager":           managerName(o.manager),

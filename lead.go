@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -38,8 +39,9 @@ type leadership struct {
 	namespace string             // of the lease
 	lease     time.Duration      // how long a lease holds that is not renewed
 	// setup adds the controllers to the manager of one term.
-	setup  func(ctx context.Context, term ctrl.Manager) error
-	logger *slog.Logger
+	setup    func(ctx context.Context, term ctrl.Manager) error
+	logger   *slog.Logger
+	draining atomic.Bool
 }
 
 // Start has this replica stand for election again and again until ctx is done, except while another one is to lead in its place. It returns an error if
@@ -84,7 +86,13 @@ func (l *leadership) yields() bool {
 	return l.mates != nil && (l.drains() && l.mates.Successor() || l.mates.Outdone())
 }
 
-func (l *leadership) drains() bool { return l.mates != nil && l.mates.State() == replicas.Draining }
+// drain has this replica take no more builds; the bridge is told by itself.
+func (l *leadership) drain() {
+	l.draining.Store(true)
+	l.say(replicas.Draining)
+}
+
+func (l *leadership) drains() bool { return l.draining.Load() }
 
 // await returns true when the condition holds, or false when ctx is done.
 func await(ctx context.Context, condition func() bool) bool {
@@ -102,6 +110,9 @@ func await(ctx context.Context, condition func() bool) bool {
 
 // leaderLeaseName is the Lease whose holder leads.
 var leaderLeaseName = "zuulbuild." + v1alpha1.GroupVersion.Group
+
+// longestLease is the longest --leader-lease: a leader that nobody answers believes that it leads for 4/3 of it, and may not be called dead meanwhile.
+const longestLease = replicas.Duration * 3 / 4
 
 // leaseLost is the error of a manager that leads no more, which has no value of its own.
 const leaseLost = "leader election lost"
@@ -167,13 +178,17 @@ func (l *leadership) newTerm() (ctrl.Manager, error) {
 	})
 }
 
-// leaveNumbersWithin bounds how long the next term waits for what it does not need.
-const leaveNumbersWithin = 2 * time.Second
+// leaveNumbersWithin bounds how long the next term waits for what it does not need, and leaveLastNumbersWithin how long the end does.
+const leaveNumbersWithin, leaveLastNumbersWithin = 2 * time.Second, 10 * time.Second
 
 // leaveNumbers has the build numbers that are set aside go to the next leader. It may be because the API server is away that this one leads no more:
 // then they are skipped.
 func (l *leadership) leaveNumbers(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveNumbersWithin)
+	within := leaveNumbersWithin
+	if l.drains() {
+		within = leaveLastNumbersWithin
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
 	if err := l.numbers.Release(ctx); err != nil {
 		l.logger.Info("Some build numbers will be skipped", "error", err)

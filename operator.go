@@ -39,7 +39,6 @@ import (
 	"zuulbuild.dev/zuulbuild/capacity"
 	"zuulbuild.dev/zuulbuild/controllers"
 	"zuulbuild.dev/zuulbuild/gearmanbridge"
-	"zuulbuild.dev/zuulbuild/replicas"
 	"zuulbuild.dev/zuulbuild/tracing"
 )
 
@@ -130,7 +129,7 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
 	flags.StringVar(&o.leaderDeployment, "leader-deployment", "", "Deployment of the replicas, in the namespace of the lease: their Leases go when it is deleted")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
-	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 20s")
+	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 15s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
@@ -285,7 +284,7 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.Canc
 		case <-ctx.Done():
 		}
 	}()
-	lead.say(replicas.Draining)
+	lead.drain()
 	if err := lead.bridge.Drain(ctx); err != nil {
 		lead.logger.Warn("Ending before the drain was over", "error", err)
 	}

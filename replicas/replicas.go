@@ -160,7 +160,7 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 		switch {
 		case !known:
 			seen.changed = firstSight(&leases[i], now)
-		case gap || seen.version != leases[i].ResourceVersion:
+		case seen.version != leases[i].ResourceVersion || gap && seen.alive(r.looked): // which is before the gap
 			seen.changed = now
 		}
 		seen.version, seen.state = leases[i].ResourceVersion, State(leases[i].Annotations[AnnotationState])
@@ -176,7 +176,9 @@ func (r *Replicas) look(leases []coordinationv1.Lease, now time.Time) map[string
 // compare notes whether another replica that can lead is connected to more Gearman servers than this one. r.mu is held.
 func (r *Replicas) compare(servers int) {
 	switch {
-	case !r.other(func(seen sighting) bool { return seen.state != Draining && seen.servers > servers }):
+	case !r.other(func(seen sighting) bool {
+		return seen.state != Draining && seen.servers > servers && r.looked.Sub(seen.changed) < chance // one that has died is not waited for
+	}):
 		r.outdone = time.Time{}
 	case r.outdone.Before(r.since):
 		r.outdone = r.looked

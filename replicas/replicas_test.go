@@ -57,22 +57,23 @@ func TestSighting(t *testing.T) {
 		looks []look
 		alive bool
 	}{
-		"never looked":                       {alive: true},
-		"no Lease yet":                       {looks: looks(0, 2*Interval, 0), alive: true},
-		"no Lease":                           {looks: looks(0, 3*Interval, 0)},
-		"just renewed":                       {looks: looks(0, 0, 1), alive: true},
-		"not renewed for almost a duration":  {looks: looks(0, almost, 1), alive: true},
-		"not renewed for a duration":         {looks: looks(0, Duration, 1)},
-		"renewed":                            {looks: slices.Concat(looks(0, almost, 1), looks(Duration, 2*almost, 2)), alive: true},
-		"renewed by a clock that is late":    {looks: []look{{version: 1, renewed: -time.Hour}, {at: Interval, version: 2, renewed: -time.Hour}}, alive: true},
-		"first seen by a clock that is late": {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}}, alive: true},
-		"first seen long after its end":      {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}, {at: 3 * Interval, version: 1}}},
-		"first seen, renewed in the future":  {looks: append([]look{{version: 1, renewed: time.Hour}}, looks(Interval, Duration, 1)...)},
-		"just gone":                          {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+3*Interval, 0)), alive: true},
-		"gone":                               {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+4*Interval, 0))},
-		"nobody looked for long, and gone":   {looks: []look{{version: 1}, {at: 30 * time.Second}}, alive: true},
-		"deleted and made anew":              {looks: []look{{version: 1}, {at: Interval}, {at: 2 * Interval, version: 2, renewed: 2 * Interval}}, alive: true},
-		"nobody looked for long":             {looks: []look{{version: 1}, {at: 30 * time.Second, version: 1}}, alive: true},
+		"never looked":                          {alive: true},
+		"no Lease yet":                          {looks: looks(0, 2*Interval, 0), alive: true},
+		"no Lease":                              {looks: looks(0, 3*Interval, 0)},
+		"just renewed":                          {looks: looks(0, 0, 1), alive: true},
+		"not renewed for almost a duration":     {looks: looks(0, almost, 1), alive: true},
+		"not renewed for a duration":            {looks: looks(0, Duration, 1)},
+		"renewed":                               {looks: slices.Concat(looks(0, almost, 1), looks(Duration, 2*almost, 2)), alive: true},
+		"renewed by a clock that is late":       {looks: []look{{version: 1, renewed: -time.Hour}, {at: Interval, version: 2, renewed: -time.Hour}}, alive: true},
+		"first seen by a clock that is late":    {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}}, alive: true},
+		"first seen long after its end":         {looks: []look{{version: 1, renewed: -time.Hour}, {at: 2 * Interval, version: 1}, {at: 3 * Interval, version: 1}}},
+		"first seen, renewed in the future":     {looks: append([]look{{version: 1, renewed: time.Hour}}, looks(Interval, Duration, 1)...)},
+		"just gone":                             {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+3*Interval, 0)), alive: true},
+		"gone":                                  {looks: slices.Concat(looks(0, Duration/2, 1), looks(Duration/2+Interval, Duration/2+4*Interval, 0))},
+		"nobody looked for long, and gone":      {looks: []look{{version: 1}, {at: 30 * time.Second}}, alive: true},
+		"deleted and made anew":                 {looks: []look{{version: 1}, {at: Interval}, {at: 2 * Interval, version: 2, renewed: 2 * Interval}}, alive: true},
+		"nobody looked for long":                {looks: []look{{version: 1}, {at: 30 * time.Second, version: 1}}, alive: true},
+		"dead, and then nobody looked for long": {looks: append(looks(0, Duration, 1), look{at: Duration + 30*time.Second, version: 1})},
 		"nobody looked for long, and then for almost a duration": {
 			looks: append(looks(0, 0, 1), looks(30*time.Second, 30*time.Second+almost, 1)...), alive: true},
 		"nobody looked for long, and then for a duration": {
@@ -113,10 +114,18 @@ func TestOutdone(t *testing.T) {
 		at         time.Duration
 		own, other int
 		state      State
+		dead       bool // the other, which tells what it did before
 	}
 	regularly := func(from, to time.Duration, own, other int, state State) (looks []look) {
 		for at := from; at <= to; at += Interval {
 			looks = append(looks, look{at: at, own: own, other: other, state: state})
+		}
+		return looks
+	}
+	died := func(from, to time.Duration, own, other int) (looks []look) {
+		for _, look := range regularly(from, to, own, other, Leading) {
+			look.dead = true
+			looks = append(looks, look)
 		}
 		return looks
 	}
@@ -135,13 +144,16 @@ func TestOutdone(t *testing.T) {
 		"lost once more": {looks: slices.Concat(regularly(0, Interval, 0, 1, Standby), regularly(2*Interval, 2*Interval, 1, 1, Standby),
 			regularly(3*Interval, 5*Interval, 0, 1, Standby))},
 		"nobody looked for long": {looks: []look{{other: 1}, {at: time.Minute, other: 1}}},
+		"more, and has died":     {looks: append([]look{{own: 1, other: 2, state: Leading}}, died(Interval, Duration-Interval, 1, 2)...)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			own := 0
+			own, version := 0, 0
 			r := Replicas{Identity: "self", Servers: func() int { return own }}
-			for i, look := range test.looks {
-				own = look.own
-				other := lease("other", i+1, noon.Add(look.at), look.state)
+			for _, look := range test.looks {
+				if own = look.own; !look.dead {
+					version++
+				}
+				other := lease("other", version, noon.Add(look.at), look.state)
 				other.Annotations[AnnotationServers] = strconv.Itoa(look.other)
 				r.look([]coordinationv1.Lease{other}, noon.Add(look.at))
 			}
