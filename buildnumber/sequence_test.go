@@ -259,35 +259,15 @@ func TestFollowWhileNumbering(t *testing.T) {
 	h := newHarness(t)
 	h.job("a", 0)
 	a, b := h.sequence(), h.sequence()
-	var (
-		mu    sync.Mutex
-		given []int64
-		group sync.WaitGroup
-	)
-	for i := range 4 {
-		group.Go(func() {
-			for range 25 {
-				number, err := []*buildnumber.Sequence{a, b}[i%2].Next(t.Context(), h.key("a"), "a")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				given = append(given, number)
-				mu.Unlock()
-			}
-		})
-	}
-	group.Go(func() {
+	given := h.atOnce(25, func() {
 		for range 10 {
 			if err := a.Release(t.Context()); err != nil {
 				t.Error(err)
 			}
 			a.Lead()
 		}
-	})
-	group.Wait()
-	h.compare(100, len(slices.Compact(slices.Sorted(slices.Values(given)))))
+	}, a, a, b, b)
+	h.compare(100, len(slices.Compact(given)))
 }
 
 // TestNumbersGoOnFromBuilds: a job whose status is lost, deleted and made again say, does not begin anew while builds of it exist.
@@ -358,18 +338,21 @@ func TestConcurrentNextIsUnique(t *testing.T) {
 func TestTwoOperatorsAtOnce(t *testing.T) {
 	h := newHarness(t)
 	h.job("a", 0)
-	var (
-		mu    sync.Mutex
-		given []int64
-		group sync.WaitGroup
-	)
-	for range 2 {
-		s := h.sequence()
+	given := h.atOnce(50, func() {}, h.sequence(), h.sequence())
+	h.compare(100, len(slices.Compact(given)))
+}
+
+// atOnce are the numbers of job a that the sequences give at the same time, each so many, while something is done beside it; sorted.
+func (h *harness) atOnce(each int, beside func(), sequences ...*buildnumber.Sequence) (given []int64) {
+	h.Helper()
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	for _, sequence := range sequences {
 		group.Go(func() {
-			for range 50 {
-				number, err := s.Next(t.Context(), h.key("a"), "a")
+			for range each {
+				number, err := sequence.Next(h.Context(), h.key("a"), "a")
 				if err != nil {
-					t.Error(err)
+					h.Error(err)
 					return
 				}
 				mu.Lock()
@@ -378,6 +361,8 @@ func TestTwoOperatorsAtOnce(t *testing.T) {
 			}
 		})
 	}
+	group.Go(beside)
 	group.Wait()
-	h.compare(100, len(slices.Compact(slices.Sorted(slices.Values(given)))))
+	slices.Sort(given)
+	return given
 }

@@ -38,7 +38,7 @@ type assignment struct {
 
 // logValues are for lines about the build, which may still be on its way.
 func (a *assignment) logValues() []any {
-	return buildlog.Values(storableUUID(a.unique), a.target.job, a.key)
+	return buildlog.Values(storable(a.unique), a.target.job, a.key)
 }
 
 // logValuesOf a build that the cache does not show: somebody may wait for it all the same.

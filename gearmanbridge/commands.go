@@ -88,7 +88,7 @@ func (b *Bridge) unknownBuild(ctx context.Context, job *gearman.Job, build build
 
 // commandLogger is for a line about a command. It says of the build what is known, by the cache or by a request on its way, or else what the command says.
 func (b *Bridge) commandLogger(ctx context.Context, job *gearman.Job, reference buildReference) *slog.Logger {
-	values, number := buildlog.Values(storableUUID(reference.uuid), storableUUID(reference.job), types.NamespacedName{}), reference.number
+	values, number := buildlog.Values(storable(reference.uuid), storable(reference.job), types.NamespacedName{}), reference.number
 	if build, err := b.find(ctx, reference); err == nil && build != nil {
 		values, number = buildlog.Of(build), build.Spec.Number
 	} else if a := b.onItsWay(reference); a != nil {

@@ -188,7 +188,7 @@ func (b *Bridge) newBuild(ctx context.Context, a *assignment) (*v1alpha1.ZuulBui
 		},
 		Spec: v1alpha1.ZuulBuildSpec{
 			Job: a.target.job, JobRef: &v1alpha1.JobReference{Name: a.target.key.Name}, Node: a.target.class,
-			UUID: storableUUID(a.unique), Number: number, Parameters: parameters,
+			UUID: storable(a.unique), Number: number, Parameters: parameters,
 		},
 	}
 	if b.Identity != "" {
@@ -200,8 +200,8 @@ func (b *Bridge) newBuild(ctx context.Context, a *assignment) (*v1alpha1.ZuulBui
 	return build, nil
 }
 
-// storableUUID is a unique as a ZuulBuild can tell it. What tells builds apart is their name, which is made of the unique as it came.
-func storableUUID(unique string) string {
+// storable is a unique, or what else a Gearman server calls things by, as a ZuulBuild and the log can tell it. What tells builds apart is their name, which is made of the unique as it came.
+func storable(unique string) string {
 	return truncate(strings.ToValidUTF8(unique, "\uFFFD"), maxUUID)
 }
 
