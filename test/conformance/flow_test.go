@@ -12,8 +12,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -228,20 +226,13 @@ func manyFunctions(s *scene) {
 // classPrefix begins the names of node classes that this suite makes: all worlds see them.
 const classPrefix = "limited-"
 
-// setMaxBuilds writes the field as JSON, because its type is the feature's.
-func (s *scene) setMaxBuilds(object client.Object, most int) {
-	s.Helper()
-	s.must(s.api.Patch(s.Context(), object, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"maxBuilds":%d}}`, most))))
-}
-
 // classLimit: a class that is full, or a job, does not hold up builds that need none of it.
 func classLimit(s *scene) {
-	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: classPrefix + s.namespace}}
+	// The limit is there from the start: to set it later would move functions of every world to other connections.
+	class := &v1alpha1.ZuulNodeClass{ObjectMeta: metav1.ObjectMeta{Name: classPrefix + s.namespace}, Spec: v1alpha1.ZuulNodeClassSpec{MaxBuilds: 1}}
 	s.must(s.api.Create(s.Context(), class))
 	s.Cleanup(func() { must(s, s.api.Delete(context.Background(), class)) })
-	s.setMaxBuilds(class, 1)
-	limited := s.newJob(holds, func(job *v1alpha1.ZuulJob) { job.Spec.Nodes = []string{"any"} })
-	s.setMaxBuilds(limited, 1)
+	limited := s.newJob(holds, func(job *v1alpha1.ZuulJob) { job.Spec.Nodes, job.Spec.MaxBuilds = []string{"any"}, 1 })
 	classed, free := s.job(holds), s.job(exits)
 	for what, request := range map[string]zuulclient.Request{"class": {Job: classed, Node: class.Name}, "job": {Job: limited.Name}} {
 		s.awaitFunction(request.Function())
