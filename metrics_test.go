@@ -83,7 +83,7 @@ func clusterRole(t *testing.T, file string) *rbacv1.ClusterRole {
 // serveMetrics starts what the operator serves its metrics with, and returns its address.
 func serveMetrics(t *testing.T, config *rest.Config, o *operatorOptions) (address string) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.0.0.2:0") // where no other test, and no connection, takes the port meanwhile
 	must(t, err)
 	address = listener.Addr().String()
 	must(t, listener.Close())

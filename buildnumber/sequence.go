@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -116,6 +118,9 @@ func (s *Sequence) size() int64 {
 	return blockSize
 }
 
+// overtaken is how setAside goes on when another writer was first. Each time somebody else got on, so it takes many before a build stays without number.
+var overtaken = wait.Backoff{Steps: 12, Duration: 10 * time.Millisecond, Factor: 1.5, Jitter: 0.5}
+
 // setAside raises lastNumber of the ZuulJob above every number that was ever given. The resource version makes a second writer fail rather than
 // set the same numbers aside.
 func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name string, b *block) error {
@@ -123,7 +128,7 @@ func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name 
 	if err != nil {
 		return err
 	}
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+	return retry.RetryOnConflict(overtaken, func() error {
 		job := &v1alpha1.ZuulJob{}
 		if err := s.Live.Get(ctx, key, job); apierrors.IsNotFound(err) {
 			b.last = max(b.last, used)

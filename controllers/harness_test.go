@@ -309,13 +309,14 @@ func (h *harness) pod(name string) *corev1.Pod {
 
 func (h *harness) awaitPod(name string) *corev1.Pod {
 	h.Helper()
+	var pod *corev1.Pod
 	h.eventually(func() string {
-		if h.pod(name) == nil {
+		if pod = h.pod(name); pod == nil {
 			return "Pod " + name + " does not exist"
 		}
 		return ""
 	})
-	return h.pod(name)
+	return pod
 }
 
 func (h *harness) awaitNoPod(name string) {

@@ -122,7 +122,7 @@ func (h *harness) awaitLostPods(name string, count int) *v1alpha1.ZuulBuild {
 // TestPodIsMadeAgain: a build outlives the loss of Pods that never began, and restarts of the operator in between, up to its limit.
 func TestPodIsMadeAgain(t *testing.T) {
 	h := newHarness(t)
-	h.podDelays = []time.Duration{time.Second}
+	h.podDelays = []time.Duration{4 * time.Second} // time to look at what is between two Pods
 	stop, _ := h.start()
 	h.job("job", func(spec *v1alpha1.ZuulJobSpec) { spec.MaxPods = 4 })
 	h.request("b", "job", numbered(1))

@@ -48,9 +48,9 @@ func (h *harness) succeed(name string) {
 // while an attempt is held back, so it can know only what the objects tell.
 func TestNoHotLoop(t *testing.T) {
 	h := newHarness(t)
-	h.delays = []time.Duration{0, 2 * time.Second, 3 * time.Second}
+	h.delays = []time.Duration{0, 6 * time.Second, 7 * time.Second} // time to see a build held back
 	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
-		spec.Timeouts, spec.MaxAttempts = &v1alpha1.Timeouts{Unscheduled: duration(time.Second)}, 4
+		spec.Timeouts, spec.MaxAttempts = &v1alpha1.Timeouts{Unscheduled: duration(3 * time.Second)}, 4
 		spec.Retention = &v1alpha1.Retention{Pod: duration(0), Build: duration(0)}
 	})
 	var lost time.Time
@@ -158,7 +158,7 @@ func TestStopWhileHeldBack(t *testing.T) {
 // TestHeldBackNoMore: what a build waited for is not told any more once it has its Pod.
 func TestHeldBackNoMore(t *testing.T) {
 	h := newHarness(t)
-	h.delays = []time.Duration{2 * time.Second}
+	h.delays = []time.Duration{6 * time.Second}
 	h.job("job")
 	h.start()
 	h.lose(h.ask(1, "job"))
@@ -208,7 +208,7 @@ func TestQuotaIsNotWaitedForLongerThanForANode(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
-		spec.Timeouts, spec.MaxAttempts = &v1alpha1.Timeouts{Unscheduled: duration(2 * time.Second)}, 2
+		spec.Timeouts, spec.MaxAttempts = &v1alpha1.Timeouts{Unscheduled: duration(6 * time.Second)}, 2
 	})
 	stop, _ := h.start()
 	h.ask(1, "job")
@@ -220,8 +220,8 @@ func TestQuotaIsNotWaitedForLongerThanForANode(t *testing.T) {
 		t.Errorf("message %q, Pod %v", build.Status.Message, h.pod("attempt-1"))
 	}
 	refused := meta.FindStatusCondition(build.Status.Conditions, v1alpha1.ConditionPodScheduled)
-	if refused == nil || build.Status.CompletionTime.Sub(refused.LastTransitionTime.Time) > 5*time.Second {
-		t.Errorf("it waited from %v to %v, want 2s", refused, build.Status.CompletionTime)
+	if refused == nil || build.Status.CompletionTime.Sub(refused.LastTransitionTime.Time) > 9*time.Second {
+		t.Errorf("it waited from %v to %v, want 6s", refused, build.Status.CompletionTime)
 	}
 	h.ask(2, "job")
 	h.awaitVerdict("attempt-2", v1alpha1.PhaseFailed, "RETRY_LIMIT", "RetryLimit")

@@ -134,7 +134,7 @@ func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 	h := newHarness(t)
 	_, writes := h.start()
 	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
-		spec.Retention = &v1alpha1.Retention{Pod: duration(0), Build: duration(3 * time.Second)}
+		spec.Retention = &v1alpha1.Retention{Pod: duration(0), Build: duration(8 * time.Second)} // long after the Pod
 	})
 	h.request("b", "job", numbered(1))
 	h.run("b")

@@ -152,6 +152,7 @@ func startServer() {
 		BinaryAssetsDirectory:    localcluster.AssetsDir(),
 		CRDDirectoryPaths:        []string{definitions()},
 		ErrorIfCRDPathMissing:    true,
+		CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: 2 * time.Minute},
 		UseExistingCluster:       ptr.To(false), // whatever the environment says: tests must not reach a cluster that people use
 		ControlPlaneStartTimeout: 2 * time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,

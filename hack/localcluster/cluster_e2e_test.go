@@ -90,8 +90,8 @@ func testServices(t *testing.T, client kubernetes.Interface) {
 		name := "client-on-" + label
 		object := pod(name, `
 			for attempt in $(seq 50); do [ "$(timeout 2 wget -qO- http://web/page)" = served ] && break; sleep 0.2; done
-			[ "$(timeout 2 wget -qO- http://web.default.svc.cluster.local/page)" = served ] || exit 3
-			nc -w 5 kubernetes.default 443 </dev/null || exit 4
+			[ "$(timeout 30 wget -qO- http://web.default.svc.cluster.local/page)" = served ] || exit 3
+			nc -w 30 kubernetes.default 443 </dev/null || exit 4
 			nslookup nowhere.example && exit 5
 			exit 0`)
 		object.Spec.NodeSelector = map[string]string{NodeLabel: label}

@@ -180,6 +180,7 @@ func config(t *testing.T) *rest.Config {
 		}
 		server.environment = &envtest.Environment{
 			BinaryAssetsDirectory: localcluster.AssetsDir(), CRDDirectoryPaths: definitions, ErrorIfCRDPathMissing: true, UseExistingCluster: ptr.To(false),
+			CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: 2 * time.Minute},
 			ControlPlaneStartTimeout: 2 * time.Minute, ControlPlaneStopTimeout: time.Minute,
 		}
 		_, server.err = server.environment.Start()

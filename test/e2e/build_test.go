@@ -31,7 +31,6 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
-	"zuulbuild.dev/zuulbuild/hack/programs"
 	"zuulbuild.dev/zuulbuild/test/e2e/auditlog"
 )
 
@@ -142,11 +141,7 @@ func TestFailureIsAResult(t *testing.T) {
 // TestBuildPage: the log of a build, byte for byte.
 func TestBuildPage(t *testing.T) {
 	address := gearmantest.StartGearmand(t)
-	pages, err := programs.FreeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	startOperator(t, address, "--pages-address", pages)
+	pages := pagesOf(t, startOperator(t, address))
 	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "environment"}))
 	expectResult(t, state, "SUCCESS")
 	status, log := get(t, "http://"+pages+"/builds/"+state.UUID+"/log.txt", "")
@@ -189,11 +184,7 @@ func TestCensoredLog(t *testing.T) {
 	})
 
 	address := gearmantest.StartGearmand(t)
-	pages, err := programs.FreeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	startOperator(t, address, "--pages-address", pages)
+	pages := pagesOf(t, startOperator(t, address))
 	state := wait(t, submit(t, dial(t, address, zuulclient.Zuul2), zuulclient.Request{Job: job.Name}))
 	expectResult(t, state, "SUCCESS")
 	if log := kubectl(t, "logs", state.UUID); !strings.Contains(log, password) || !strings.Contains(log, basic) {

@@ -224,7 +224,7 @@ var caseGroups = []caseGroup{
 			spec: timed(template(podSpec(func(spec *corev1.PodSpec) {
 				spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.org/gate"}}
 			})), 3*time.Second, 0, 0),
-			disturb: func(d *disturbance) { d.awaitPod(); d.pass(12 * time.Second); d.liftGates() },
+			disturb: func(d *disturbance) { d.awaitGated(); d.liftGates() },
 			outcome: decided, result: success, reason: "Succeeded"},
 		{name: "quota", what: "the namespace's quota has no room, until the unscheduled timeout", full: true, spec: timed(script("true"), 5*time.Second, 0, 0),
 			outcome: again, reason: "QuotaExceeded", says: "exceeded quota"},

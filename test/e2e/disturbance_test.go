@@ -14,11 +14,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
+	"zuulbuild.dev/zuulbuild/controllers"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
@@ -68,6 +70,17 @@ func (d *disturbance) awaitInit() *corev1.Pod {
 	d.Helper()
 	return d.awaitPodThat("runs its init container", func(pod *corev1.Pod) bool {
 		return len(pod.Status.InitContainerStatuses) > 0 && pod.Status.InitContainerStatuses[0].State.Running != nil
+	})
+}
+
+// awaitGated waits until the operator has noted that scheduling gates hold the Pod back, which takes ten seconds of them.
+func (d *disturbance) awaitGated() {
+	d.Helper()
+	eventually(d.T, "the gates are noted", func() bool {
+		build := d.zuulBuild()
+		d.must(client.IgnoreNotFound(kubernetes.Get(d.Context(), d.key(), build)))
+		scheduled := meta.FindStatusCondition(build.Status.Conditions, v1alpha1.ConditionPodScheduled)
+		return scheduled != nil && scheduled.Reason == controllers.ReasonSchedulingGated
 	})
 }
 

@@ -42,7 +42,7 @@ func TestOperatorKilledGeard(t *testing.T) {
 	address, _ := gearmantest.StartServer(t, gearman.Geard)
 	operator := startOperator(t, address)
 	zuul := dial(t, address, zuulclient.Zuul2)
-	first := submit(t, zuul, zuulclient.Request{Job: "pass", Parameters: map[string]any{"SLEEP": 12}})
+	first := submit(t, zuul, zuulclient.Request{Job: "pass", Parameters: map[string]any{"SLEEP": 300}})
 	await(t, first, "run", running)
 
 	operator.Kill()

@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -197,6 +198,22 @@ func startOperator(t *testing.T, gearman string, flags ...string) *programs.Prog
 		}
 	})
 	return operator
+}
+
+// pagesOf is the address at which an operator serves its pages. It chose the port, and its log tells.
+func pagesOf(t *testing.T, operator *programs.Program) string {
+	t.Helper()
+	line, err := operator.AwaitLine("serving build pages", enough)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said struct {
+		Address string `json:"address"`
+	}
+	if err := json.Unmarshal([]byte(line), &said); err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return said.Address
 }
 
 func operatorArguments(gearman string, flags ...string) []string {
