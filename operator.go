@@ -274,7 +274,6 @@ func (o *operatorOptions) drainOnSignal(ctx context.Context, cancel context.Canc
 	case <-ctx.Done():
 		return
 	}
-	lead.logger.Info("Draining: no more builds are taken; ending when those that run are reported", "timeout", o.drainTimeout)
 	ctx, stop := context.WithTimeout(ctx, o.drainTimeout)
 	defer stop()
 	go func() {

@@ -150,7 +150,11 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	if err != nil {
 		return err
 	}
-	s.behaviour.value.Store(&behaviour)
+	if s.behaviour.value.Swap(&behaviour) == nil { // what came to be alone meanwhile could not be told how long it may be
+		if builds, err = b.listAlone(ctx, s); err != nil {
+			return err
+		}
+	}
 	for i := range builds {
 		key := client.ObjectKeyFromObject(&builds[i])
 		if behaviour == gearman.Geard {

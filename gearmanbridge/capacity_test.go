@@ -310,6 +310,7 @@ func TestCapacityAfterDelete(t *testing.T) {
 		waits := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "waits"}, Spec: v1alpha1.ZuulBuildSpec{Job: "unit"}}
 		must(t, f.api.Create(t.Context(), waits)) // without a Pod it takes none
 		f.occupies(byHand)
+		f.awaitNoGrab()
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
 		request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 		// What a worker does about a request it may not grab, nobody sees. stop: is answered after it had the chance.

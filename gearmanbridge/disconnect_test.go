@@ -85,7 +85,7 @@ func TestFullIsReplayed(t *testing.T) {
 		const room = 2
 		proxy := gearmantest.NewProxy(t, address)
 		f := startBridge(t, proxy.Address, func(bridge *Bridge) {
-			bridge.MaxBuilds, bridge.GracePeriod = capacity.NewCeiling(room), 600*time.Millisecond
+			bridge.MaxBuilds, bridge.GracePeriod = capacity.NewCeiling(room), 2*time.Second
 		})
 		f.job("unit")
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
@@ -204,7 +204,7 @@ func TestServerDownLong(t *testing.T) {
 
 // impatient is for tests of links that are silently gone.
 func impatient(bridge *Bridge) {
-	bridge.PingInterval, bridge.PingTimeout = 100*time.Millisecond, 300*time.Millisecond
+	bridge.PingInterval, bridge.PingTimeout = 100*time.Millisecond, 2*time.Second
 }
 
 // TestHalfOpenIsAdopted: a link that is silently gone is given up. When gearmand notices its end too, the job comes back to the same build.

@@ -28,6 +28,8 @@ func (b *Bridge) Drain(ctx context.Context) error {
 	for _, s := range b.sessions {
 		workers = append(workers, s.builds.drain()...)
 	}
+	deadline, _ := ctx.Deadline()
+	b.Logger.Info("Draining: no more builds are taken; ending when those that run are reported", "until", deadline)
 	tick := time.NewTicker(drainReport)
 	defer tick.Stop()
 	for len(workers) > 0 {

@@ -49,6 +49,7 @@ func TestLogOfABuild(t *testing.T) {
 	f.runs(build)
 	f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
 	awaitEnd(t, request)
+	f.awaitLine(first.UUID, "Build reported")
 	awaitEnd(t, submit(t, zuul, first)) // once more
 
 	common := map[string]any{"level": "INFO", "gearmanServer": "zuul", "uuid": first.UUID, "job": "unit", "build": f.namespace + "/" + build.Name}

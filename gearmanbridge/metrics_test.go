@@ -391,7 +391,7 @@ func TestMetricsOfBuilds(t *testing.T) {
 	cancelled := submit(t, zuul, zuulclient.Request{Job: "unit"})
 	awaitStart(t, cancelled)
 	must(t, dialAdmin(t, address).CancelJob(testContext(t), cancelled.State().Handle))
-	f.ends(f.awaitAbandoned(cancelled.State().UUID), v1alpha1.PhaseLost, "")
+	f.checkFailedOnce(proxy, f.awaitAbandoned(cancelled.State().UUID), cancelled.State().Handle)
 	changes(map[string]float64{
 		"orphans_total cause=cancelled": 1, "requests_total outcome=created": 1, "gearman_grabs_total outcome=assigned server=zuul": 1,
 	})

@@ -108,10 +108,11 @@ func TestStopOfAnotherServer(t *testing.T) {
 	if answer := askStop(t, zuulOne, nameAndNumber(buildOne)); answer != gearman.PacketWorkComplete {
 		t.Errorf("stop: was answered with %v", answer)
 	}
-	if !f.build(one.State().UUID).Spec.Abort || f.build(two.State().UUID).Spec.Abort {
-		t.Error("the wrong build was stopped")
+	stopped := f.awaitBuild(one.State().UUID, "to be stopped", func(build *v1alpha1.ZuulBuild) bool { return build.Spec.Abort })
+	if f.build(two.State().UUID).Spec.Abort {
+		t.Error("the wrong build was stopped, too")
 	}
-	f.ends(f.build(one.State().UUID), v1alpha1.PhaseAborted, "ABORTED")
+	f.ends(stopped, v1alpha1.PhaseAborted, "ABORTED")
 	f.ends(f.build(two.State().UUID), v1alpha1.PhaseSucceeded, "SUCCESS")
 	awaitEnd(t, one)
 	if state := awaitEnd(t, two); state.Result != "SUCCESS" {

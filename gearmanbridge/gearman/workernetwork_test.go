@@ -74,8 +74,8 @@ func TestCapacityHolds(t *testing.T) {
 			if n := functionStatus(t, admin, "f").Running; n > capacity {
 				t.Errorf("%d jobs run, more than %d", n, capacity)
 			}
-			busy.Add(-1)
 			must(t, job.Complete(nil))
+			busy.Add(-1)
 			worker.Wake()
 		}
 		for _, task := range tasks {
@@ -243,7 +243,7 @@ func TestHalfOpenConnectionIsGivenUp(t *testing.T) {
 		proxy := gearmantest.NewProxy(t, address)
 		worker := startWorker(t, proxy.Address, []string{"f"}, func(w *gearman.Worker) {
 			w.PingInterval = 100 * time.Millisecond
-			w.PingTimeout = 300 * time.Millisecond
+			w.PingTimeout = 2 * time.Second
 		})
 		client := dialClient(t, address)
 		submit(t, client, "f", "", "")
@@ -269,7 +269,7 @@ func TestPausedGearmandIsGivenUp(t *testing.T) {
 	server := gearmantest.NewGearmand(t)
 	worker := startWorker(t, server.Address, []string{"f"}, func(w *gearman.Worker) {
 		w.PingInterval = 100 * time.Millisecond
-		w.PingTimeout = 300 * time.Millisecond
+		w.PingTimeout = 2 * time.Second
 	})
 	next(t, "connection", worker.connected)
 	server.Pause()

@@ -307,7 +307,6 @@ func twoReplicas(s *scene) {
 	build := s.submit(zuulclient.Request{Job: job})
 	state, pod := s.running(build)
 	for _, function := range []string{"build:" + job, "stop:" + manager} {
-		// A connection that retires, because another test gave a class a limit, counts as one more.
 		if workers := s.functions()[function].Workers; workers < 2 {
 			s.Errorf("%s has %d workers", function, workers)
 		}
@@ -319,7 +318,7 @@ func twoReplicas(s *scene) {
 		build = s.submit(zuulclient.Request{Job: job})
 		orphan := state.UUID
 		state, _ = s.running(build)
-		s.gone(orphan, killed, max(shortGrace, replicas.Duration)) // it might be alive until then, and have the connection
+		s.gone(orphan, killed, 2*replicas.Duration) // it might be alive until then, and have the connection; who did not look for a while begins anew
 	} else {
 		s.assigned(state.UUID, 2)
 		if now := s.pod(state.UUID); now == nil || now.UID != pod.UID {

@@ -16,6 +16,7 @@ import (
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman/gearmantest"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/zuulclient"
 	"zuulbuild.dev/zuulbuild/hack/programs"
+	"zuulbuild.dev/zuulbuild/replicas"
 )
 
 // drainTogether: all replicas are told to end, as by `kubectl scale --replicas=0`, while one has a build. The other one, which seems able to lead, is no
@@ -50,7 +51,7 @@ func drainTogether(s *scene) {
 		s.ended(other)
 		begun := time.Now()
 		s.exit(state.UUID, 0)
-		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+		s.expect(s.endWithin(replicas.Duration+patience, build), zuulclient.Decided, "SUCCESS") // the other may count as alive until then
 		s.ended(leader)
 		s.Logf("%s: reported after %v", name, time.Since(begun))
 	}
@@ -98,6 +99,9 @@ func (s *scene) acquainted(replicas int) {
 	})
 }
 
+// reflectorPause is how long client-go's caches may wait before they try an API server again that was away.
+const reflectorPause = time.Minute
+
 // cutOff: the leader loses the API server, but not Gearman. Another replica leads, and every stop: of its builds is answered as one of a build that is
 // known, although the old leader offers that function too. When that one is back it reports the build it had.
 func cutOff(s *scene) {
@@ -128,7 +132,7 @@ func cutOff(s *scene) {
 	}
 	network.Refuse(false)
 	s.exit(state.UUID, 0)
-	s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
+	s.expect(s.endWithin(reflectorPause+patience, build), zuulclient.Decided, "SUCCESS")
 }
 
 // proxyAPI is a way to the API server that can fail, and the access of a program that goes it.

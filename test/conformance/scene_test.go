@@ -186,7 +186,15 @@ func (s *scene) await(build *zuulclient.Build, what string, condition func(zuulc
 // end waits for the end of a build, which must be without a fault of the worker.
 func (s *scene) end(build *zuulclient.Build) zuulclient.State {
 	s.Helper()
-	state, err := build.Wait(s.within())
+	return s.endWithin(patience, build)
+}
+
+// endWithin is end for what takes longer.
+func (s *scene) endWithin(within time.Duration, build *zuulclient.Build) zuulclient.State {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(s.Context(), within)
+	defer cancel()
+	state, err := build.Wait(ctx)
 	if err != nil && !errors.Is(err, gearman.ErrConnectionLost) {
 		s.Fatalf("%s did not end: %v; packets %v", state.Function, err, kinds(state))
 	}

@@ -26,9 +26,6 @@ const (
 	pollInterval = 10 * time.Millisecond
 )
 
-// loopback is where servers listen that nobody but this machine shall reach.
-const loopback = "127.0.0.1"
-
 // Gearmand is a process of the real gearmand, the package gearman-job-server
 // of Debian. It listens on the loopback interface unless StartGearmandAt
 // started it.
@@ -64,7 +61,7 @@ func StartGearmandAt(t testing.TB, host string, arguments ...string) (address st
 // NewGearmand is StartGearmand for tests that stop and start the server again.
 func NewGearmand(t testing.TB, arguments ...string) *Gearmand {
 	t.Helper()
-	return newGearmand(t, loopback, arguments)
+	return newGearmand(t, ownHost(), arguments)
 }
 
 func newGearmand(t testing.TB, host string, arguments []string) *Gearmand {

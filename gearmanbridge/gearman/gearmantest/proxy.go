@@ -231,7 +231,7 @@ func (p *Proxy) connect(near net.Conn) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || p.refusing {
 		_ = near.Close()
 		_ = far.Close()
 		return

@@ -15,7 +15,7 @@ import (
 func StartServer(t testing.TB, behaviour gearman.Behaviour) (address string, server *gearman.Server) {
 	t.Helper()
 	server = &gearman.Server{Behaviour: behaviour}
-	return Serve(t, server, "127.0.0.1:0"), server
+	return Serve(t, server, net.JoinHostPort(ownHost(), "0")), server
 }
 
 // Serve starts a server at the TCP address, for example that of a server
