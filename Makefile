@@ -22,6 +22,8 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 comma := ,
 VERSIONS ?= $(subst $(comma), ,$(OLDER_KUBERNETES_VERSIONS)) $(KUBERNETES_VERSION)
 PICTURE ?= dist/dashboard.png
+# How many packages are tested at once: their tests wait more than they compute.
+PACKAGES := $(shell processors=$$(nproc); echo $$((processors > 4 ? processors : 4)))
 MEASURED := ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -count=1 -v
 
 .PHONY: help
@@ -72,7 +74,7 @@ packages: ## Install the Debian packages the tests and the local cluster need (a
 integration: packages ## Run the tests against a real API server and a real gearmand
 	$(LOCALCLUSTER) assets >/dev/null
 	$(LOCALCLUSTER) tools helm helm-unittest promtool
-	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 20m ./...
+	ZUULBUILD_REQUIRE_APISERVER=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -p $(PACKAGES) -timeout 20m ./...
 
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
