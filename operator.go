@@ -127,7 +127,7 @@ func (o *operatorOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.metricsByJob, "metrics-by-job", false, "give the metrics that are about builds a label zuul_job: about 75 series for each job and node class")
 	flags.StringVar(&o.traceEndpoint, "trace-endpoint", "", "address of the OpenTelemetry collector (OTLP over HTTP) that gets a trace of each build, see docs/tracing.md; default: $OTEL_EXPORTER_OTLP_ENDPOINT, or none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "have one of several replicas lead, see docs/replicas.md; false where there is only this one")
-	flags.StringVar(&o.leaderDeployment, "leader-deployment", "", "Deployment of the replicas, in the namespace of the lease: their Leases go when it is deleted")
+	flags.StringVar(&o.leaderDeployment, "leader-deployment", "", "Deployment of the replicas, in the namespace of the lease, which is called after it: their Leases go when it is deleted")
 	flags.StringVar(&o.leaderNamespace, "leader-namespace", "", "namespace of the lease; default: the one this runs in")
 	flags.DurationVar(&o.leaderLease, "leader-lease", 3*time.Second, "how long after the leader has died another one leads; it is renewed six times as often; 1s to 15s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -183,10 +183,31 @@ func (o *operatorOptions) run(ctx context.Context, c *configuration) error {
 		return err
 	}
 	go o.drainOnSignal(ctx, cancel, lead)
-	err = mgr.Start(ctx)
+	err = startManager(ctx, mgr, managerEnd)
 	release, cancelRelease := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancelRelease()
 	return errors.Join(err, numbers.Release(release))
+}
+
+// managerEnd is how long the manager may take to end: longer than it waits for its parts (manager.Options.GracefulShutdownTimeout).
+const managerEnd = 40 * time.Second
+
+// startManager has the manager run until ctx is done. One whose caches have not been filled, for want of a right or of a namespace, never ends then, and
+// keeps a processor busy: controller-runtime waits for them without looking at the context again.
+func startManager(ctx context.Context, mgr manager.Manager, end time.Duration) error {
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(end):
+		return fmt.Errorf("not everything has ended within %v; was there something that could not be read from the API server?", end)
+	}
 }
 
 // setup wires the two halves and the pages to the manager, but for the controllers, which are the leader's.
@@ -326,7 +347,22 @@ func (o *operatorOptions) config() (*rest.Config, error) {
 		return nil, fmt.Errorf("no cluster to work on: %w; give --kubeconfig", err)
 	}
 	controllers.LimitRequests(config)
-	return config, nil
+	return config, noticeSilence()
+}
+
+// noticeSilence has client-go give a connection up on which the API server is silent, because its node has lost its power say, within some 8 seconds.
+// By itself it takes 45, and all requests wait meanwhile: a replica that lives would be called dead by others (replicas.Duration), and its builds stopped.
+// The environment is the only way to tell, and it goes before.
+func noticeSilence() error {
+	for _, variable := range []string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS", "HTTP2_PING_TIMEOUT_SECONDS"} {
+		if _, given := os.LookupEnv(variable); given {
+			continue
+		}
+		if err := os.Setenv(variable, "4"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // buildURL makes the address of a build's page.

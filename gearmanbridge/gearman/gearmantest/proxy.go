@@ -54,6 +54,7 @@ type Proxy struct {
 	closed      bool
 	refusing    bool
 	swallowing  bool
+	muted       int // the last of the connections that are mute
 	delay       time.Duration
 	recording   []Chunk
 }
@@ -114,6 +115,14 @@ func (p *Proxy) HalfOpen(silent bool) {
 	defer p.mu.Unlock()
 	p.swallowing = silent
 	p.changed.Broadcast()
+}
+
+// Mute has the connections there are stay open, and what is sent on them lost, as if the server's machine had lost its power. New ones are let through,
+// as if to another server.
+func (p *Proxy) Mute() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.muted = p.accepted
 }
 
 // Delay holds what is read from now on back for the duration.
@@ -286,5 +295,5 @@ func (p *Proxy) record(number int, direction Direction, data []byte) (delay time
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.recording = append(p.recording, Chunk{number, direction, bytes.Clone(data), time.Now()})
-	return p.delay, p.swallowing
+	return p.delay, p.swallowing || number <= p.muted
 }
