@@ -114,7 +114,11 @@ func namespaces(names ...string) error {
 
 // deploymentName is nil for what can be the name of a Deployment, and for none.
 func deploymentName(name string) error {
-	if problems := validation.IsDNS1123Subdomain(name); name != "" && len(problems) > 0 {
+	problems := validation.IsDNS1123Subdomain(name)
+	if len(problems) == 0 {
+		problems = validation.IsValidLabelValue(name) // it labels the Leases
+	}
+	if name != "" && len(problems) > 0 {
 		return fmt.Errorf("%q cannot be the name of a Deployment: %s", name, strings.Join(problems, "; "))
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -36,6 +37,7 @@ type leadership struct {
 	bridge    *gearmanbridge.Bridge
 	numbers   *buildnumber.Sequence
 	mates     *replicas.Replicas // nil: this replica is alone, and leads always
+	group     string             // of replicas that stand for the same lease
 	namespace string             // of the lease
 	lease     time.Duration      // how long a lease holds that is not renewed
 	// setup adds the controllers to the manager of one term.
@@ -108,8 +110,8 @@ func await(ctx context.Context, condition func() bool) bool {
 	return ctx.Err() == nil
 }
 
-// leaderLeaseName is the Lease whose holder leads.
-var leaderLeaseName = "zuulbuild." + v1alpha1.GroupVersion.Group
+// leaseName is the Lease whose holder leads.
+func (l *leadership) leaseName() string { return l.group + "." + v1alpha1.GroupVersion.Group }
 
 // longestLease is the longest --leader-lease: a leader that nobody answers believes that it leads for 4/3 of it, and may not be called dead meanwhile.
 const longestLease = replicas.Duration * 3 / 4
@@ -168,7 +170,7 @@ func (l *leadership) newTerm() (ctrl.Manager, error) {
 		HealthProbeBindAddress:        "0",
 		Controller:                    config.Controller{SkipNameValidation: ptr.To(true)}, // the controllers of the next term have the same names
 		LeaderElection:                l.mates != nil,
-		LeaderElectionID:              leaderLeaseName,
+		LeaderElectionID:              l.leaseName(),
 		LeaderElectionNamespace:       l.namespace,
 		LeaderElectionReleaseOnCancel: true,
 		// The lead may well be lost while the API server is away for a moment: reports go on, and a new term costs little. So it is short.
@@ -195,14 +197,21 @@ func (l *leadership) leaveNumbers(ctx context.Context) {
 	}
 }
 
-// refresh looks once more who lives, because a leader calls the builds of those who do not abandoned.
+// refresh looks once more who lives, because a leader calls the builds of those who do not abandoned. It tries for as long as one that lives counts as
+// alive without a sign: who leads without having looked must not take for dead who was started meanwhile.
 func (l *leadership) refresh(ctx context.Context) {
 	if l.mates == nil {
 		return
 	}
-	if err := l.mates.Refresh(ctx); err != nil {
-		l.logger.Warn("It is not known which replicas live; asking again", "error", err)
-	}
+	ctx, cancel := context.WithTimeout(ctx, replicas.Duration)
+	defer cancel()
+	await(ctx, func() bool {
+		err := l.mates.Refresh(ctx)
+		if err != nil && ctx.Err() == nil {
+			l.logger.Warn("It is not known which replicas live; asking again", "error", err)
+		}
+		return err == nil
+	})
 }
 
 // giveOwner has the Lease of the leader go with the replicas'. It is no reason not to lead that it stays behind.
@@ -210,7 +219,7 @@ func (l *leadership) giveOwner(ctx context.Context) {
 	if l.mates == nil {
 		return
 	}
-	if err := l.mates.GiveOwner(ctx, leaderLeaseName); err != nil && ctx.Err() == nil {
+	if err := l.mates.GiveOwner(ctx, l.leaseName()); err != nil && ctx.Err() == nil {
 		l.logger.Warn("The Lease of the leader would outlive an uninstallation", "error", err)
 	}
 }
@@ -245,7 +254,7 @@ func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, l
 	if !o.leaderElect {
 		return nil
 	}
-	lead.namespace, lead.lease = o.leaderNamespace, o.leaderLease
+	lead.group, lead.namespace, lead.lease = cmp.Or(o.leaderDeployment, "zuulbuild"), o.leaderNamespace, o.leaderLease
 	if lead.namespace == "" {
 		var err error
 		if lead.namespace, err = ownNamespace(); err != nil {
@@ -257,7 +266,7 @@ func (o *operatorOptions) setupReplicas(ctx context.Context, mgr ctrl.Manager, l
 		return err
 	}
 	lead.mates = &replicas.Replicas{
-		Client: direct, Namespace: lead.namespace, Group: "zuulbuild", Identity: newIdentity(hostname), Servers: lead.bridge.Connected, Logger: lead.logger,
+		Client: direct, Namespace: lead.namespace, Group: lead.group, Identity: newIdentity(hostname), Servers: lead.bridge.Connected, Logger: lead.logger,
 	}
 	if lead.mates.Owner, err = o.leaseOwner(ctx, direct, lead); err != nil {
 		return err

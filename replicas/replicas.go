@@ -58,7 +58,7 @@ type Replicas struct {
 	Client client.Client
 	// Namespace of the Leases.
 	Namespace string
-	// Group of replicas, the same for all that work together: a DNS label of at most 30 characters.
+	// Group of replicas, the same for all that work together: the value of a label.
 	Group string
 	// Identity of this replica: a DNS label of at most 63 characters, never used twice.
 	Identity string

@@ -31,6 +31,7 @@ func disconnectCases() []testCase {
 		{name: "two-replicas", on: bothKinds, own: true, flags: short, test: twoReplicas},
 		{name: "rolling-upgrade", on: bothKinds, own: true, test: rollingUpgrade},
 		{name: "drain-together", on: bothKinds, own: true, test: drainTogether},
+		{name: "two-installations", on: []*flavour{gearmand}, own: true, test: twoInstallations},
 		{name: "cut-off", on: bothKinds, own: true, test: cutOff},
 		{name: "leader-disconnected", on: bothKinds, own: true, test: leaderDisconnected},
 		{name: "zuul-gone", on: bothKinds, own: true, needs: orphanSweep, test: zuulGone},

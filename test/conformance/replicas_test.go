@@ -8,7 +8,10 @@ import (
 	"syscall"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -54,6 +57,25 @@ func drainTogether(s *scene) {
 		s.expect(s.endWithin(replicas.Duration+patience, build), zuulclient.Decided, "SUCCESS") // the other may count as alive until then
 		s.ended(leader)
 		s.Logf("%s: reported after %v", name, time.Since(begun))
+	}
+}
+
+// twoInstallations: each has a Deployment of its own in the one namespace, and a leader.
+func twoInstallations(s *scene) {
+	s.terminate() // it was started without a Deployment
+	for _, name := range []string{"first", "second"} {
+		labels := map[string]string{"app": name}
+		s.must(s.api.Create(s.Context(), &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name},
+			Spec: appsv1.DeploymentSpec{
+				Selector: &metav1.LabelSelector{MatchLabels: labels},
+				Template: corev1.PodTemplateSpec{
+					ObjectMeta: metav1.ObjectMeta{Labels: labels},
+					Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "operator", Image: "example.org/image"}}},
+				},
+			},
+		}))
+		s.awaitLeader([]*programs.Program{s.startOperator(s.T, "--leader-elect", "--leader-namespace", s.namespace, "--leader-deployment", name)})
 	}
 }
 
