@@ -137,6 +137,20 @@ func TestBuildOfAnotherReplica(t *testing.T) {
 	})
 }
 
+// TestReplicaIsLookedForAgain: a build whose replica lives is looked at again, whatever its server can be asked, for that replica may die.
+func TestReplicaIsLookedForAgain(t *testing.T) {
+	address, _ := gearmantest.StartServer(t, gearman.Geard)
+	f, _ := startReplica(t, address, nil)
+	build := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: "anonymous", Labels: map[string]string{
+		v1alpha1.LabelGearmanServer: "zuul", v1alpha1.LabelReplica: "other",
+	}}}
+	again, err := f.bridge.reporters["zuul"].abandon(t.Context(), build, false)
+	must(t, err)
+	if again.RequeueAfter != strangerCheck {
+		t.Errorf("looked at again after %v", again.RequeueAfter)
+	}
+}
+
 // TestClaim: a build whose job comes to another replica is that one's from then on.
 func TestClaim(t *testing.T) {
 	onEveryGearmand(t, func(t *testing.T, address string) {

@@ -164,11 +164,20 @@ func (b *Bridge) finishDeleted(a *assignment, build *v1alpha1.ZuulBuild) error {
 	return b.finish(a, deleted, b.describe(deleted))
 }
 
+// strangerCheck is how often it is looked whether the replica that took a build is still there. For builds that their server is asked about, alone.go
+// looks more often.
+const strangerCheck = time.Minute
+
 // abandon stops a build that came from Gearman and that nobody has waited for during the grace period: Zuul has started another in its place.
 func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, listened bool) (ctrl.Result, error) {
 	fromGearman := build.Labels[v1alpha1.LabelGearmanServer] != ""
-	since := r.bridge.alone.set(client.ObjectKeyFromObject(build), fromGearman && !listened && !build.Complete() && !build.Spec.Abort && r.bridge.responsible(build))
-	if since.IsZero() {
+	unheard := fromGearman && !listened && !build.Complete() && !build.Spec.Abort
+	responsible := r.bridge.responsible(build)
+	since := r.bridge.alone.set(client.ObjectKeyFromObject(build), unheard && responsible)
+	switch {
+	case unheard && !responsible:
+		return ctrl.Result{RequeueAfter: strangerCheck}, nil
+	case since.IsZero():
 		return ctrl.Result{}, nil
 	}
 	if left := r.bridge.graceOf(build) - time.Since(since); left > 0 {
