@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,12 +13,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -367,15 +368,29 @@ func TestUpgradeTakesNoBuilds(t *testing.T) {
 			}
 		}
 	}
-	kept := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "made"}}
-	if err := c.Patch(t.Context(), kept, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"helm.sh/resource-policy":"keep"}}}`))); err != nil {
-		t.Fatal(err)
+	without := []string{"upgrade", "zuulbuild", chartPath, "--set=crds.keep=false", "--set-json", `buildNamespaces=[{"name":"made-too","create":true}]`}
+	advice := regexp.MustCompile("`kubectl (.*?)`").FindAllStringSubmatch(fmt.Sprint(run(without...)), -1)
+	if len(advice) != 2 {
+		t.Fatalf("an upgrade that is refused advises %q", advice)
 	}
-	if err := run("upgrade", "zuulbuild", chartPath, "--set=crds.keep=false", "--set-json", `buildNamespaces=[{"name":"made-too","create":true}]`); err != nil {
+	for _, command := range advice {
+		if output, err := kubectl(t, nil, append(strings.Fields(command[1]), access[:2]...)...); err != nil {
+			t.Fatal(output, err)
+		}
+	}
+	if err := run(without...); err != nil {
 		t.Error("with the namespace kept:", err)
 	}
-	if err := c.Get(t.Context(), client.ObjectKeyFromObject(kept), kept); err != nil || kept.DeletionTimestamp != nil {
-		t.Errorf("the namespace that was kept is gone: %v", err)
+	for _, kept := range []client.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "made"}},
+		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "made", Name: "builds"}},
+		&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "made", Name: "builds"}},
+	} {
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(kept), kept); err != nil || kept.GetDeletionTimestamp() != nil {
+			t.Errorf("%T %s that was kept is gone: %v", kept, kept.GetName(), err)
+		} else if err := c.Delete(t.Context(), kept); err != nil { // other tests look for what a release leaves
+			t.Error(err)
+		}
 	}
 }
 
