@@ -90,10 +90,51 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
+{{/*
+HOST[:PORT] of the string .address of the value .where, taken apart as the operator does, as a JSON object with host, port, number (of the port) and whole
+(HOST:PORT). The operator, which refuses its whole configuration, would say it too late.
+*/}}
+{{- define "zuulbuild.address" -}}
+{{- $port := "4730" }}
+{{- if regexMatch ":[^\\]]*$" .address }}{{ $port = regexFind "[^:]*$" .address }}{{ end }}
+{{- $number := regexReplaceAll "^0+" $port "" }}
+{{- $right := regexMatch "^(\\[[^]\\pZ\\p{Cc}/@=,[]+\\]|[^]\\pZ\\p{Cc}/@=,:[]+)(:[0-9]+)?$" .address }}
+{{- if not (and $right (regexMatch "^[1-9][0-9]{0,4}$" $number) (le (int $number) 65535)) }}
+{{- fail (printf "%s: HOST[:PORT] was expected, with an IPv6 address in brackets and a port from 1 to 65535, not %q" .where .address) }}
+{{- end }}
+{{- $host := regexReplaceAll ":[^]:]*$" .address "" }}
+{{- if hasPrefix "[" .address }}{{ $host = regexFind "[^][]+" .address }}{{ end }}
+{{- $whole := printf (contains ":" $host | ternary "[%s]:%s" "%s:%s") $host $port }}
+{{- dict "host" $host "port" $port "number" (int $number) "whole" $whole | toJson }}
+{{- end }}
+
 {{/* The servers as a JSON object with the list `servers`: those of the values, then the embedded one, each as `zuulbuild operator --help` has it. */}}
 {{- define "zuulbuild.servers" -}}
 {{- $servers := list }}
+{{- $names := dict }}
+{{- $addresses := dict }}
+{{- $embedded := printf "%s-gearman.%s.svc:%v" (include "zuulbuild.fullname" .) .Release.Namespace .Values.gearman.embedded.service.port }}
+{{- if .Values.gearman.embedded.enabled }}
+{{- $_ := set $names "embedded" "gearman.embedded" }}
+{{- $_ := set $addresses (lower $embedded) "gearman.embedded" }}
+{{- end }}
 {{- range $i, $server := .Values.gearman.servers }}
+{{- $where := printf "gearman.servers[%d]" $i }}
+{{- $address := include "zuulbuild.address" (dict "where" (printf "%s.address" $where) "address" $server.address) | fromJson }}
+{{- $default := $address.host }}
+{{- if ne $address.port "4730" }}{{ $default = printf "%s-%s" $default $address.port }}{{ end }}
+{{- $name := $server.name | default (regexReplaceAll "[^-A-Za-z0-9_.]" $default "-" | trimAll "-_.") }}
+{{- if or (eq $name "") (gt (len $name) 63) }}
+{{- fail (printf "%s.name: one of at most 63 characters was expected, because %q, made of the address, cannot be the value of a label" $where $name) }}
+{{- end }}
+{{- with get $names $name }}
+{{- fail (printf "%s.name: %q is that of %s already; each server needs a name of its own, and one without has its host's" $where $name .) }}
+{{- end }}
+{{- with get $addresses (lower $address.whole) }}
+{{- fail (printf "%s.address: %s is that of %s already; its builds could not be told apart" $where $address.whole .) }}
+{{- end }}
+{{- $_ := set $names $name $where }}
+{{- $_ := set $addresses (lower $address.whole) $where }}
 {{- $entry := dict "address" $server.address }}
 {{- with $server.name }}{{ $_ := set $entry "name" . }}{{ end }}
 {{- if hasKey $server "tls" }}
@@ -109,8 +150,7 @@ capabilities: {drop: [ALL]}
 {{- $servers = append $servers $entry }}
 {{- end }}
 {{- if .Values.gearman.embedded.enabled }}
-{{- $address := printf "%s-gearman.%s.svc:%v" (include "zuulbuild.fullname" .) .Release.Namespace .Values.gearman.embedded.service.port }}
-{{- $servers = append $servers (dict "name" "embedded" "address" $address) }}
+{{- $servers = append $servers (dict "name" "embedded" "address" $embedded) }}
 {{- end }}
 {{- dict "servers" $servers | toJson }}
 {{- end }}
@@ -204,8 +244,16 @@ builds run what anybody proposed.
 */}}
 {{- define "zuulbuild.madeNamespaces" -}}
 {{- $made := list }}
+{{- $names := list }}
 {{- range $i, $given := .Values.buildNamespaces }}
 {{- $where := printf "buildNamespaces[%d] (%s)" $i $given.name }}
+{{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" $given.name) }}
+{{- fail (printf "%s.name: a namespace's is of at most 63 lowercase letters, digits and hyphens, and no hyphen first or last" $where) }}
+{{- end }}
+{{- if has $given.name $names }}
+{{- fail (printf "%s.name: that is the name of another entry already: say all there is to say in one" $where) }}
+{{- end }}
+{{- $names = append $names $given.name }}
 {{- if eq $given.name $.Release.Namespace }}
 {{- fail (printf "%s: builds run what anybody proposed for review, so they cannot share the namespace of the operator" $where) }}
 {{- end }}
