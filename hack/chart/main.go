@@ -208,6 +208,11 @@ func definitions() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, spec := range []map[string]any{job, nodeClass} {
+		if err := sayRules(spec, "spec"); err != nil {
+			return nil, err
+		}
+	}
 	pod := within(job, "template", "spec")
 	return map[string]any{
 		"job": job, "nodeClass": nodeClass,

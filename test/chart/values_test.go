@@ -208,6 +208,10 @@ func TestMistakesPeopleMake(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct{ values, want string }{
 		"a job's misspelt field":       {"jobs: {a: {spec: {image: i, skript: s}}}", "at '/jobs/a/spec': additional properties 'skript'"},
+		"a job without a script":       {"jobs: {a: {spec: {image: i}}}", "at '/jobs/a/spec': missing property 'script'"},
+		"a script and a template":      {"jobs: {a: {spec: {script: s, template: {spec: {containers: [{name: a}]}}}}}", "at '/jobs/a/spec/script': false schema"},
+		"a template without a Pod":     {"jobs: {a: {spec: {template: {metadata: {}}}}}", "at '/jobs/a/spec/template': missing property 'spec'"},
+		"no job's reason":              {"jobs: {a: {spec: {image: i, script: s, onReason: {TimedOut: retry}}}}", "at '/jobs/a/spec/onReason': additional properties 'TimedOut' not allowed"},
 		"a Pod's misspelt field":       {"jobs: {a: {spec: {template: {spec: {containers: [{name: a, imagee: b}]}}}}}", "containers/0': additional properties 'imagee'"},
 		"a node class's misspelt":      {"nodeClasses: {a: {maxbuilds: 1}}", "at '/nodeClasses/a': additional properties 'maxbuilds'"},
 		"a name that cannot be":        {"jobs: {Unit_Tests: {spec: {image: i}}}", "Unit_Tests"},
@@ -217,7 +221,7 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"a route without gateways":     {"pages: {httpRoute: {enabled: true, host: a}}", "at '/pages/httpRoute/parentRefs'"},
 		"no such scope":                {"scope: namespace", "at '/scope': value must be one of 'namespaces', 'cluster'"},
 		"nowhere to work":              {"buildNamespaces: []", "at '/buildNamespaces': minItems"},
-		"a job in a foreign namespace": {"jobs: {a: {namespace: elsewhere, spec: {image: i}}}", "elsewhere is none of buildNamespaces"},
+		"a job in a foreign namespace": {"jobs: {a: {namespace: elsewhere, spec: {image: i, script: s}}}", "elsewhere is none of buildNamespaces"},
 		"a Secret that cannot be":      {"buildNamespaces: [{name: a, readSecrets: [Deploy_Token]}]", "at '/buildNamespaces/0/readSecrets/0'"},
 		"a port as text":               {"metrics: {port: '9090'}", "at '/metrics/port': got string, want integer"},
 		"a duration":                   {"drainTimeoutSeconds: 1h", "at '/drainTimeoutSeconds': got string, want integer"},
