@@ -206,17 +206,17 @@ loadBalancerSourceRanges:
 {{- if and .Values.metrics.enabled .Values.metrics.secure }}yes{{ end }}
 {{- end }}
 
-{{/* Volumes with the secrets of server number .index. */}}
+{{/* Volumes with the secrets of server number .index. One that is missing costs the connections to that server, and not the Pod with all others. */}}
 {{- define "zuulbuild.tlsVolume" -}}
 - name: tls-{{ .index }}
   projected:
     defaultMode: 0440
     sources:
     {{- with .tls.caSecret }}
-    - secret: {name: {{ .name | quote }}, items: [{key: {{ .key | default "ca.crt" | quote }}, path: ca.crt}]}
+    - secret: {name: {{ .name | quote }}, optional: true, items: [{key: {{ .key | default "ca.crt" | quote }}, path: ca.crt}]}
     {{- end }}
     {{- with .tls.clientSecret }}
-    - secret: {name: {{ . | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+    - secret: {name: {{ . | quote }}, optional: true, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
     {{- end }}
 {{- end }}
 
