@@ -237,6 +237,11 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"builds beside the operator":   {"buildNamespaces: [{name: zuulbuild-system}]", "cannot share the namespace of the operator"},
 		"alerts without metrics":       {"metrics: {enabled: false, prometheusRule: {enabled: true}}", "metrics.prometheusRule.enabled: there are no metrics"},
 		"readers of open metrics":      {"metrics: {secure: false, readers: [{name: a, namespace: b}]}", "metrics.readers: that is for"},
+		"readers without roles":        {"{rbac: {create: false}, metrics: {readers: [{name: a, namespace: b}]}}", "metrics.readers: without rbac.create the chart gives nobody that right"},
+		"Secrets without roles":        {"{rbac: {create: false}, buildNamespaces: [{name: a, readSecrets: [b]}]}", "buildNamespaces[0] (a).readSecrets: without rbac.create"},
+		"peers of no server":           {"networkPolicy: {gearmanFrom: [{ipBlock: {cidr: 192.0.2.0/24}}]}", "networkPolicy.gearmanFrom: that is for gearman.embedded.enabled and networkPolicy.enabled"},
+		"peers of an open server":      {"{gearman: {embedded: {enabled: true}}, networkPolicy: {enabled: false, gearmanFrom: [{ipBlock: {cidr: 192.0.2.0/24}}]}}", "networkPolicy.gearmanFrom: that is for"},
+		"no port of DNS":               {"networkPolicy: {dnsPorts: []}", "at '/networkPolicy/dnsPorts': minItems"},
 		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
 	for name, test := range tests {

@@ -257,6 +257,9 @@ builds run what anybody proposed.
 {{- if eq $given.name $.Release.Namespace }}
 {{- fail (printf "%s: builds run what anybody proposed for review, so they cannot share the namespace of the operator" $where) }}
 {{- end }}
+{{- if and $given.readSecrets (not $.Values.rbac.create) }}
+{{- fail (printf "%s.readSecrets: without rbac.create the chart gives the operator no such right: give it one yourself, with a Role there" $where) }}
+{{- end }}
 {{- if $given.create }}
 {{- $policy := $given.networkPolicy | default dict }}
 {{- $quota := dict "pods" (add $.Values.maxBuilds 50 | toString) "services.loadbalancers" "0" "services.nodeports" "0" }}
