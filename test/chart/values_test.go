@@ -241,6 +241,8 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"Secrets without roles":        {"{rbac: {create: false}, buildNamespaces: [{name: a, readSecrets: [b]}]}", "buildNamespaces[0] (a).readSecrets: without rbac.create"},
 		"peers of no server":           {"networkPolicy: {gearmanFrom: [{ipBlock: {cidr: 192.0.2.0/24}}]}", "networkPolicy.gearmanFrom: that is for gearman.embedded.enabled and networkPolicy.enabled"},
 		"peers of an open server":      {"{gearman: {embedded: {enabled: true}}, networkPolicy: {enabled: false, gearmanFrom: [{ipBlock: {cidr: 192.0.2.0/24}}]}}", "networkPolicy.gearmanFrom: that is for"},
+		"a token for open metrics":     {"metrics: {secure: false, serviceMonitor: {enabled: true, tokenSecret: {name: a}}}", "metrics.serviceMonitor.tokenSecret: that is for"},
+		"a token for nobody":           {"metrics: {serviceMonitor: {tokenSecret: {name: a}}}", "metrics.serviceMonitor.tokenSecret: that is for"},
 		"no port of DNS":               {"networkPolicy: {dnsPorts: []}", "at '/networkPolicy/dnsPorts': minItems"},
 		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
