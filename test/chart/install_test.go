@@ -381,14 +381,30 @@ func TestUpgradeTakesNoBuilds(t *testing.T) {
 	if err := run(without...); err != nil {
 		t.Error("with the namespace kept:", err)
 	}
+	stays(t, c, "made")
+
+	// A rollback, which refuses nothing, leaves a namespace alone that is to be kept.
+	later := []string{"--set=crds.keep=false", "--set-json", `buildNamespaces=[{"name":"made-too","create":true},{"name":"later","create":true,"keep":true}]`}
+	if err := run(append([]string{"upgrade", "zuulbuild", chartPath}, later...)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("rollback", "zuulbuild"); err != nil {
+		t.Fatal(err)
+	}
+	stays(t, c, "later")
+}
+
+// stays fails the test if a namespace of builds is gone, or what bounds and closes it. Then it takes them away, for other tests look for what a release leaves.
+func stays(t *testing.T, c client.Client, name string) {
+	t.Helper()
 	for _, kept := range []client.Object{
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "made"}},
-		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "made", Name: "builds"}},
-		&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "made", Name: "builds"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}},
+		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "builds"}},
+		&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "builds"}},
 	} {
 		if err := c.Get(t.Context(), client.ObjectKeyFromObject(kept), kept); err != nil || kept.GetDeletionTimestamp() != nil {
-			t.Errorf("%T %s that was kept is gone: %v", kept, kept.GetName(), err)
-		} else if err := c.Delete(t.Context(), kept); err != nil { // other tests look for what a release leaves
+			t.Errorf("%T %s of the namespace %s is gone: %v", kept, kept.GetName(), name, err)
+		} else if err := c.Delete(t.Context(), kept); err != nil {
 			t.Error(err)
 		}
 	}
