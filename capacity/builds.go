@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -119,12 +120,13 @@ func (b *Builds) Knows(key types.NamespacedName) bool {
 }
 
 // Settled tells whether all that is to be known of the Pod of a build is known: that it is there or was, or that the build is complete. known is
-// false where there is neither the build nor a Pod of its name.
+// whether there is the build: just this one, not another that has its name.
 func (b *Builds) Settled(key types.NamespacedName, uid types.UID) (settled, known bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r, known := b.records[key]
-	return r.build && r.uid == uid && (r.occupies() || !r.unfinished), known
+	r := b.records[key]
+	known = r.build && r.uid == uid
+	return r.pod && r.podOf == uid || known && (r.started || !r.unfinished), known
 }
 
 // Unfinished are the namespaces and names of the builds that are not complete.
@@ -164,6 +166,10 @@ func (b *Builds) SetPod(pod *corev1.Pod) {
 	}
 	b.change(client.ObjectKeyFromObject(pod), func(r *record) {
 		r.pod, r.podEnded = true, pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		r.podOf = ""
+		if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
+			r.podOf = owner.UID
+		}
 		if r.job == (group{}) { // its build was deleted before this process began
 			r.class, r.job = pod.Annotations[v1alpha1.AnnotationNode], group{ofName, pod.Namespace, pod.Annotations[v1alpha1.AnnotationJob]}
 		}
@@ -172,7 +178,7 @@ func (b *Builds) SetPod(pod *corev1.Pod) {
 
 // DeletePod notes that a Pod is gone.
 func (b *Builds) DeletePod(key types.NamespacedName) {
-	b.change(key, func(r *record) { r.pod, r.podEnded = false, false })
+	b.change(key, func(r *record) { r.pod, r.podOf, r.podEnded = false, "", false })
 }
 
 // change changes what is known of a build, and its place in the sets with it.
@@ -206,6 +212,7 @@ type record struct {
 	grabbed    bool // from a Gearman server, not made by hand
 	started    bool // its status tells of a Pod
 	pod        bool
+	podOf      types.UID // the build that it is of, which may be an earlier one
 	podEnded   bool
 }
 

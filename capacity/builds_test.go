@@ -44,6 +44,9 @@ func podOf(build *v1alpha1.ZuulBuild, phase corev1.PodPhase) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: build.Namespace, Name: build.Name, Labels: map[string]string{v1alpha1.LabelBuild: build.Name},
 			Annotations: map[string]string{v1alpha1.AnnotationJob: build.Spec.Job, v1alpha1.AnnotationNode: build.Spec.Node},
+			OwnerReferences: []metav1.OwnerReference{
+				*metav1.NewControllerRef(build, v1alpha1.GroupVersion.WithKind("ZuulBuild")),
+			},
 		},
 		Status: corev1.PodStatus{Phase: phase},
 	}
@@ -118,25 +121,64 @@ func TestBuildsCount(t *testing.T) {
 }
 
 func TestBuildsSettled(t *testing.T) {
-	all := NewBuilds()
-	check := func(when, uid string, settled, known bool) {
-		t.Helper()
-		gotSettled, gotKnown := all.Settled(jobKey("b"), types.UID(uid))
-		if gotSettled != settled || gotKnown != known {
-			t.Errorf("%s: settled %t, known %t", when, gotSettled, gotKnown)
-		}
+	first := newBuild("b")
+	second := newBuild("b", func(build *v1alpha1.ZuulBuild) { build.UID = "uid of the second" })
+	with := func(build *v1alpha1.ZuulBuild, option buildOption) *v1alpha1.ZuulBuild {
+		build = build.DeepCopy()
+		option(build)
+		return build
 	}
-	check("nothing", "uid of b", false, false)
-	all.SetBuild(newBuild("b"))
-	check("no Pod yet", "uid of b", false, true)
-	all.SetPod(podOf(newBuild("b"), corev1.PodPending))
-	check("a Pod", "uid of b", true, true)
-	check("another build of the name", "other", false, true)
-	all.DeletePod(jobKey("b"))
-	all.SetBuild(newBuild("b", inPhase(v1alpha1.PhaseAborted)))
-	check("complete", "uid of b", true, true)
-	all.DeleteBuild(jobKey("b"))
-	check("gone", "uid of b", false, false)
+	type answer struct{ settled, known bool }
+	tests := map[string]struct {
+		events        func(*Builds)
+		first, second answer
+	}{
+		"nothing":        {func(*Builds) {}, answer{}, answer{}},
+		"no Pod yet":     {func(all *Builds) { all.SetBuild(first) }, answer{false, true}, answer{}},
+		"a Pod":          {func(all *Builds) { all.SetBuild(first); all.SetPod(podOf(first, corev1.PodPending)) }, answer{true, true}, answer{}},
+		"the Pod first":  {func(all *Builds) { all.SetPod(podOf(first, corev1.PodPending)) }, answer{true, false}, answer{}},
+		"tells of a Pod": {func(all *Builds) { all.SetBuild(with(first, tellsOfPod)) }, answer{true, true}, answer{}},
+		"complete":       {func(all *Builds) { all.SetBuild(with(first, inPhase(v1alpha1.PhaseAborted))) }, answer{true, true}, answer{}},
+		"deleted":        {func(all *Builds) { all.SetBuild(first); all.DeleteBuild(jobKey("b")) }, answer{}, answer{}},
+		"deleted, the Pod is left": {func(all *Builds) {
+			all.SetBuild(first)
+			all.SetPod(podOf(first, corev1.PodRunning))
+			all.DeleteBuild(jobKey("b"))
+		}, answer{true, false}, answer{}},
+		"made again":                       {func(all *Builds) { all.SetBuild(first); all.DeleteBuild(jobKey("b")); all.SetBuild(second) }, answer{}, answer{false, true}},
+		"made again, and nobody saw it go": {func(all *Builds) { all.SetBuild(first); all.SetBuild(second) }, answer{}, answer{false, true}},
+		"made again beside the Pod of the first": {func(all *Builds) {
+			all.SetBuild(first)
+			all.SetPod(podOf(first, corev1.PodRunning))
+			all.SetBuild(second)
+		}, answer{true, false}, answer{false, true}},
+		"made again, with its Pod": {func(all *Builds) {
+			all.SetPod(podOf(first, corev1.PodRunning))
+			all.DeletePod(jobKey("b"))
+			all.SetBuild(second)
+			all.SetPod(podOf(second, corev1.PodRunning))
+		}, answer{}, answer{true, true}},
+		"the Pod is gone": {func(all *Builds) {
+			all.SetBuild(first)
+			all.SetPod(podOf(first, corev1.PodRunning))
+			all.DeletePod(jobKey("b"))
+		}, answer{false, true}, answer{}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			all := NewBuilds()
+			test.events(all)
+			for which, of := range map[string]struct {
+				uid  types.UID
+				want answer
+			}{"first": {first.UID, test.first}, "second": {second.UID, test.second}} {
+				settled, known := all.Settled(jobKey("b"), of.uid)
+				if got := (answer{settled, known}); got != of.want {
+					t.Errorf("%s: %+v, want %+v", which, got, of.want)
+				}
+			}
+		})
+	}
 }
 
 // TestBuildsProperties: whatever happened, the counts are those of the objects there are, nothing is kept of those that are gone, and whoever counts

@@ -422,3 +422,18 @@ func TestLeftPodCounts(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestSameNameAgain: a build that is deleted and made again under its name, by hand as often as one likes, has the only slot each time.
+func TestSameNameAgain(t *testing.T) {
+	h := newHarness(t)
+	h.job("job", func(spec *v1alpha1.ZuulJobSpec) { spec.MaxBuilds = 1 })
+	h.start()
+	for range 3 {
+		h.request("manual", "job")
+		h.succeed("manual")
+		if err := h.api.Delete(t.Context(), h.build("manual")); err != nil {
+			t.Fatal(err)
+		}
+		h.awaitNoPod("manual")
+	}
+}

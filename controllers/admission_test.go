@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
@@ -24,6 +25,7 @@ type admissionFixture struct {
 	admission
 	cache  *capacity.Builds
 	builds map[string]*v1alpha1.ZuulBuild
+	made   int
 	pods   map[string]*corev1.Pod // those that were made
 	events [2][]func()            // of builds and of Pods, which the cache has not seen; it learns of both in their order, but of each by itself
 	called map[string]bool
@@ -43,8 +45,9 @@ func newAdmission(all int) *admissionFixture {
 
 // create makes a build named JOB-NODE-…: by hand, or if it begins with "zuul" grabbed. It was made so long after the first ones.
 func (f *admissionFixture) create(name, job, node string, later time.Duration) {
+	f.made++
 	build := &v1alpha1.ZuulBuild{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: name, UID: types.UID("uid of " + name), CreationTimestamp: after(later)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: name, UID: types.UID(fmt.Sprint("uid ", f.made)), CreationTimestamp: after(later)},
 		Spec:       v1alpha1.ZuulBuildSpec{Job: job, JobRef: &v1alpha1.JobReference{Name: job}, Node: node},
 	}
 	if strings.HasPrefix(name, "zuul") {
@@ -58,16 +61,48 @@ func (f *admissionFixture) create(name, job, node string, later time.Duration) {
 func (f *admissionFixture) round(name string) bool {
 	delete(f.called, name)
 	build := f.builds[name]
-	if build.Complete() || f.pods[name] != nil {
-		return f.pods[name] != nil
+	defer f.settle(f.cache, build.UID)
+	if build.Complete() || f.hasPod(name) {
+		return f.hasPod(name)
 	}
 	if full, _ := f.ask(f.cache, build, f.now); full != "" {
 		return false
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ci", Name: name, Labels: map[string]string{v1alpha1.LabelBuild: name}}}
+	if f.pods[name] != nil { // of an earlier build of the name: the round comes again
+		f.called[name] = true
+		return false
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "ci", Name: name, Labels: map[string]string{v1alpha1.LabelBuild: name},
+		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(build, v1alpha1.GroupVersion.WithKind("ZuulBuild"))},
+	}}
 	f.pods[name] = pod
 	f.events[1] = append(f.events[1], func() { f.cache.SetPod(pod) })
 	return true
+}
+
+// hasPod tells whether a build has its Pod, and not one that an earlier build of its name has left behind.
+func (f *admissionFixture) hasPod(name string) bool {
+	return f.pods[name] != nil && ownedBy(f.pods[name], f.builds[name])
+}
+
+// replace deletes a build and makes it again, as the cache shows at once. Its Pod is there still.
+func (f *admissionFixture) replace(name string, later time.Duration) {
+	for len(f.events[0]) > 0 {
+		f.see(0)
+	}
+	old := f.builds[name]
+	f.cache.DeleteBuild(client.ObjectKeyFromObject(old))
+	f.create(name, old.Spec.Job, old.Spec.Node, later)
+}
+
+// collect deletes the Pod that a deleted build has left behind.
+func (f *admissionFixture) collect(name string) {
+	if f.pods[name] == nil || f.hasPod(name) {
+		return
+	}
+	delete(f.pods, name)
+	f.events[1] = append(f.events[1], func() { f.cache.DeletePod(types.NamespacedName{Namespace: "ci", Name: name}) })
 }
 
 // ends completes a build.
@@ -216,17 +251,94 @@ func TestAssumedUnknown(t *testing.T) {
 	}
 }
 
+// TestReplacedBuild: a build that is made again under its name gets the slot that the first one had.
+func TestReplacedBuild(t *testing.T) {
+	tests := map[string]struct {
+		first func(f *admissionFixture) // what becomes of it when it was admitted
+		stays bool                      // its Pod, until the second has asked
+		waits time.Duration             // the second, when that Pod is gone
+	}{
+		"ended and looked at":           {func(f *admissionFixture) { f.seen(); f.ends("b"); f.seen(); f.round("b") }, false, 0},
+		"looked at as it ran":           {func(f *admissionFixture) { f.seen(); f.round("b") }, false, 0},
+		"its Pod is shown":              {(*admissionFixture).seen, true, 0},
+		"its Pod was shown":             {(*admissionFixture).seen, false, assumedUnknown},
+		"its Pod was never shown":       {func(*admissionFixture) {}, false, assumedUnknown},
+		"never shown, but it is old":    {func(f *admissionFixture) { f.now = f.now.Add(assumedUnknown) }, false, 0},
+		"its Pod is shown when it goes": {func(*admissionFixture) {}, true, assumedUnknown},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := newAdmission(1)
+			f.create("b", "free", "", 0)
+			f.round("b")
+			test.first(f)
+			f.replace("b", time.Minute)
+			if test.stays && f.round("b") {
+				t.Error("a slot for two")
+			}
+			f.collect("b")
+			f.seen()
+			if has := f.round("b"); has != (test.waits == 0) {
+				t.Errorf("at once it has its Pod: %t; assumed %v", has, f.assumed)
+			}
+			f.now = f.now.Add(test.waits)
+			if !f.round("b") {
+				t.Errorf("the slot is lost; assumed %v", f.assumed)
+			}
+		})
+	}
+}
+
+// TestReplacedWhileItWaits: a build that is made again while it waits does not wait for the first one.
+func TestReplacedWhileItWaits(t *testing.T) {
+	f := newAdmission(1)
+	f.create("first", "free", "", 0)
+	f.create("b", "free", "", time.Second)
+	f.admitted("first", "b")
+	f.seen()
+	f.ends("first")
+	f.seen()
+	f.replace("b", time.Minute)
+	if !f.round("b") {
+		t.Error("it waits, though there is room")
+	}
+}
+
+// TestForgottenSlotIsTold: who may have the slot of an assumption that is given up is called, also where the first that waits may not.
+func TestForgottenSlotIsTold(t *testing.T) {
+	f := newAdmission(4)
+	f.create("arm-1", "free", "arm", 0)
+	f.create("arm-2", "free", "arm", 0)
+	f.create("limited", "limited", "", 0)
+	f.admitted("arm-1", "arm-2", "limited")
+	f.seen()
+	f.create("gone", "free", "", 0)
+	f.round("gone")
+	f.create("head", "free", "arm", time.Second)
+	f.create("second", "free", "", time.Minute)
+	f.admitted("head", "second")
+	f.cache.DeleteBuild(types.NamespacedName{Namespace: "ci", Name: "gone"})
+	clear(f.called)
+	f.now = f.now.Add(assumedUnknown)
+	f.round("head")
+	if diff := cmp.Diff(map[string]bool{"second": true}, f.called); diff != "" {
+		t.Errorf("called (-want +got):\n%s", diff)
+	}
+}
+
 // TestAdmissionProperties: however late the cache is and in whatever order builds are looked at, no limit is exceeded; and when the cache has caught
 // up and who was called was looked at, nobody waits who has room.
 func TestAdmissionProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := newAdmission(3)
 		var names []string
+		endedBefore := map[string]bool{} // the build that the Pod is of, which was deleted since
+		replaced := false
 		jobs, nodes := rapid.SampledFrom([]string{"free", "limited"}), rapid.SampledFrom([]string{"", "arm"})
 		occupied := func() *capacity.Usage {
 			used := &capacity.Usage{}
 			for name := range f.pods {
-				if build := f.builds[name]; !build.Complete() {
+				if build := f.builds[name]; !build.Complete() && !endedBefore[name] {
 					used.Add(f.limits.ScopeOf(build))
 				}
 			}
@@ -234,13 +346,22 @@ func TestAdmissionProperties(t *testing.T) {
 		}
 		waiting := func() (waiting []string) {
 			for _, name := range names {
-				if f.pods[name] == nil && !f.builds[name].Complete() {
+				if !f.hasPod(name) && !f.builds[name].Complete() {
 					waiting = append(waiting, name)
 				}
 			}
 			return waiting
 		}
+		collect := func(name string) {
+			f.collect(name)
+			if f.pods[name] == nil {
+				delete(endedBefore, name)
+			}
+		}
 		settle := func() {
+			for _, name := range names {
+				collect(name)
+			}
 			f.seen()
 			for before := -1; before != len(f.pods); {
 				before = len(f.pods)
@@ -264,7 +385,7 @@ func TestAdmissionProperties(t *testing.T) {
 			},
 			"end": func(t *rapid.T) {
 				if len(names) > 0 {
-					if name := rapid.SampledFrom(names).Draw(t, "name"); f.pods[name] != nil {
+					if name := rapid.SampledFrom(names).Draw(t, "name"); f.hasPod(name) {
 						f.ends(name)
 					}
 				}
@@ -277,6 +398,20 @@ func TestAdmissionProperties(t *testing.T) {
 					f.callNext(f.cache, f.now)
 				}
 			},
+			"replace": func(t *rapid.T) {
+				if len(names) > 0 {
+					name := rapid.SampledFrom(names).Draw(t, "name")
+					replaced = true
+					endedBefore[name] = f.pods[name] != nil && (endedBefore[name] || f.builds[name].Complete())
+					f.replace(name, time.Duration(len(names)+f.made)*time.Second)
+					f.round(name)
+				}
+			},
+			"collect": func(t *rapid.T) {
+				if len(names) > 0 {
+					collect(rapid.SampledFrom(names).Draw(t, "name"))
+				}
+			},
 			"see": func(t *rapid.T) {
 				if kind := rapid.IntRange(0, 1).Draw(t, "kind"); len(f.events[kind]) > 0 {
 					f.see(kind)
@@ -284,6 +419,14 @@ func TestAdmissionProperties(t *testing.T) {
 			},
 			"settle": func(t *rapid.T) {
 				settle()
+				if replaced { // a Pod may have come and gone unseen, which a minute later the first that waits finds out
+					replaced = false
+					f.now = f.now.Add(assumedUnknown)
+					if len(f.waiting.order) > 0 {
+						f.round(f.waiting.order[0].Name)
+					}
+					settle()
+				}
 				for _, name := range waiting() {
 					if f.limits.Room(occupied(), f.limits.ScopeOf(f.builds[name])) {
 						t.Fatalf("%s waits beside %+v", name, occupied().Of(f.limits.ScopeOf(f.builds[name])))
