@@ -46,7 +46,7 @@ const (
 	// explainWait is how long a build waits before its status says for what. Most get their turn sooner, and what a build costs the API server is
 	// bounded: the page of the build and kubectl show it as Queued anyhow.
 	explainWait = time.Minute
-	// assumedUnknown is how long a Pod is assumed of which the cache shows neither it nor its build.
+	// assumedUnknown is how long a Pod is assumed of which the cache shows neither it nor its build, whatever else has their name.
 	assumedUnknown = time.Minute
 )
 
@@ -135,6 +135,10 @@ func (a *admission) ask(builds Builds, build *v1alpha1.ZuulBuild, now time.Time)
 		return "", false
 	}
 	asking := newCandidate(build)
+	if before, waits := a.waiting.byKey[asking.key()]; waits && before.UID != build.UID { // it is gone, and its place with it
+		a.waiting.remove(asking.key())
+		a.callNext(builds, now)
+	}
 	place, waits := a.waiting.place(asking)
 	used := a.used(builds, now)
 	for range a.withRoom(used, a.waiting.order[:place]) { // leaves room for those before
@@ -143,6 +147,9 @@ func (a *admission) ask(builds Builds, build *v1alpha1.ZuulBuild, now time.Time)
 	if full != "" {
 		if !waits {
 			a.waiting.add(asking)
+		}
+		if place == 0 { // what it has found to be free by now may be for others
+			a.callWithRoom(used)
 		}
 		return full, place == 0
 	}
@@ -170,6 +177,15 @@ func (a *admission) used(builds Builds, now time.Time) *capacity.Usage {
 	return used
 }
 
+// settle forgets what was assumed of a build if the cache shows it.
+func (a *admission) settle(builds Builds, build types.UID) {
+	if assumed, is := a.assumed[build]; is {
+		if settled, _ := builds.Settled(assumed.key(), build); settled {
+			delete(a.assumed, build)
+		}
+	}
+}
+
 // withRoom are the builds that could have their Pods now, one after the other. Each is added to those used.
 func (a *admission) withRoom(used *capacity.Usage, candidates []candidate) iter.Seq[candidate] {
 	return func(yield func(candidate) bool) {
@@ -193,10 +209,17 @@ func (a *admission) callNext(builds Builds, now time.Time) {
 	if a.call == nil || a.limits == nil || len(a.waiting.order) == 0 {
 		return
 	}
-	for c := range a.withRoom(a.used(builds, now), a.waiting.order) {
+	a.callWithRoom(a.used(builds, now))
+	a.callFirst()
+}
+
+func (a *admission) callWithRoom(used *capacity.Usage) {
+	if a.call == nil {
+		return
+	}
+	for c := range a.withRoom(used, a.waiting.order) {
 		a.call(reconcile.Request{NamespacedName: c.key()})
 	}
-	a.callFirst()
 }
 
 // callFirst has the first build that waits looked at, which then asks again from time to time.
@@ -268,7 +291,8 @@ func (r *ZuulBuildReconciler) admit(ctx context.Context, s *scope) (bool, error)
 	return true, nil
 }
 
-// endRound takes a build out of the queue that waits no more, and takes the slot back of one that turned out to get no Pod.
+// endRound takes a build out of the queue that waits no more, and takes the slot back of one that turned out to get no Pod. What was assumed of a build
+// is forgotten here, too, as soon as the cache shows it: while nobody asks for room the build may be deleted, and then nothing is left to be shown.
 func (r *ZuulBuildReconciler) endRound(key types.NamespacedName, s *scope) {
 	a := &r.admission
 	a.mu.Lock()
@@ -277,6 +301,8 @@ func (r *ZuulBuildReconciler) endRound(key types.NamespacedName, s *scope) {
 	if s.refused {
 		delete(a.assumed, s.build.UID)
 		left = true
+	} else if s.build != nil {
+		a.settle(r.Builds, s.build.UID)
 	}
 	if left {
 		a.callNext(r.Builds, s.now)
