@@ -1,10 +1,12 @@
 package gearmanbridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -128,8 +130,8 @@ func (b *Bridge) onItsWay(reference buildReference) *assignment {
 	return nil
 }
 
-// find looks among the assignments too, because the cache may be late for a build that was just created. The build may be the cache's own: it must not
-// be changed.
+// find looks among the assignments too, because the cache may be late for a build that was just created, and show an older one that is named alike. The
+// build may be the cache's own: it must not be changed.
 func (b *Bridge) find(ctx context.Context, reference buildReference) (*v1alpha1.ZuulBuild, error) {
 	matches := func(build *v1alpha1.ZuulBuild) bool {
 		if reference.uuid != "" {
@@ -146,13 +148,44 @@ func (b *Bridge) find(ctx context.Context, reference buildReference) (*v1alpha1.
 	if err != nil {
 		return nil, err
 	}
-	if len(builds.Items) > 0 {
-		return &builds.Items[0], nil
+	found := make([]*v1alpha1.ZuulBuild, len(builds.Items))
+	for i := range builds.Items {
+		found[i] = &builds.Items[i]
 	}
-	for _, a := range b.assignments.all() {
-		if build := a.existing(); build != nil && a.server == reference.server && matches(build) {
-			return build, nil
+	awaited := func(key types.NamespacedName) bool {
+		return slices.ContainsFunc(b.assignments.of(key), func(a *assignment) bool { return a.server == reference.server })
+	}
+	build := meant(found, awaited)
+	if build != nil && awaited(client.ObjectKeyFromObject(build)) {
+		return build, nil
+	}
+	var assigned []*v1alpha1.ZuulBuild
+	for _, a := range b.assignments.from(reference.server) {
+		if build := a.existing(); build != nil && matches(build) {
+			assigned = append(assigned, build)
 		}
 	}
-	return nil, nil
+	return cmp.Or(meant(assigned, awaited), build), nil
+}
+
+// meant is which of several builds a command means, nil of none: one that somebody here waits for, else one that is neither complete nor aborted, else
+// the newest. There may be several of a job and number where a job has moved to another namespace and the operator has forgotten the numbers of the old.
+func meant(builds []*v1alpha1.ZuulBuild, awaited func(types.NamespacedName) bool) *v1alpha1.ZuulBuild {
+	if len(builds) == 0 {
+		return nil
+	}
+	rank := func(build *v1alpha1.ZuulBuild) int {
+		switch {
+		case awaited(client.ObjectKeyFromObject(build)):
+			return 0
+		case !build.Complete() && !build.Spec.Abort:
+			return 1
+		default:
+			return 2
+		}
+	}
+	return slices.MinFunc(builds, func(x, y *v1alpha1.ZuulBuild) int {
+		return cmp.Or(cmp.Compare(rank(x), rank(y)), y.CreationTimestamp.Compare(x.CreationTimestamp.Time),
+			cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
 }
