@@ -1,5 +1,6 @@
 // Package buildnumber gives out build numbers: integers from 1, rising per job, never given twice, also across restarts and for builds made by
-// hand. It has a room of its own because both halves of the operator number builds and neither may call the other.
+// hand. Jobs of one Gearman name in several namespaces are one here as long as there are builds to tell, because Zuul names a build by that name and its
+// number. The package is a room of its own because both halves of the operator number builds and neither may call the other.
 package buildnumber
 
 import (
@@ -32,6 +33,10 @@ func SetupIndex(ctx context.Context, indexer client.FieldIndexer) error {
 // that at most this many are skipped when the operator ends without saying so.
 const blockSize = 20
 
+// maxElsewhere is the highest number of a build that raises those of its job in other namespaces. It leaves as much room as the highest firstBuildNumber:
+// namespaces are a border, and who may make builds in one shall not use up the numbers of another.
+const maxElsewhere = 9007198254740991
+
 // Sequence gives out the numbers of all jobs. Several may be at work, as while a replica that leads no more takes in its last builds: each sets numbers
 // of its own aside. Only the leader's then rise, so who leads no more keeps none (Follow): it would go on with them, when it leads again, below those
 // that the other gave meanwhile.
@@ -44,6 +49,7 @@ type Sequence struct {
 	mu      sync.Mutex
 	follows bool
 	jobs    map[jobKey]*block
+	given   map[string]int64 // the last number by the Gearman name, whatever the namespace; up to maxElsewhere
 }
 
 // Lead has numbers set aside in blocks, as they are at first.
@@ -87,13 +93,37 @@ func (s *Sequence) Next(ctx context.Context, key types.NamespacedName, job strin
 	b := s.block(jobKey{key, job})
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.last == b.limit {
+	for !s.take(job, b) {
 		if err := s.setAside(ctx, key, job, b); err != nil {
 			return 0, fmt.Errorf("set build numbers of ZuulJob %s aside: %w", key, err)
 		}
 	}
-	b.last++
 	return b.last, nil
+}
+
+// take moves a block on to its next number; false if it has none above those given elsewhere.
+func (s *Sequence) take(job string, b *block) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.last = min(max(b.last, s.given[job]), b.limit)
+	if b.last == b.limit {
+		return false
+	}
+	b.last++
+	if s.given == nil {
+		s.given = map[string]int64{}
+	}
+	if b.last <= maxElsewhere {
+		s.given[job] = b.last
+	}
+	return true
+}
+
+// lastGiven is the last number that this process gave to a job of the name.
+func (s *Sequence) lastGiven(job string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.given[job]
 }
 
 func (s *Sequence) block(key jobKey) *block {
@@ -128,6 +158,7 @@ func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name 
 	if err != nil {
 		return err
 	}
+	used = max(used, s.lastGiven(name))
 	return retry.RetryOnConflict(overtaken, func() error {
 		job := &v1alpha1.ZuulJob{}
 		if err := s.Live.Get(ctx, key, job); apierrors.IsNotFound(err) {
@@ -147,15 +178,17 @@ func (s *Sequence) setAside(ctx context.Context, key types.NamespacedName, name 
 	})
 }
 
-// highest number among the builds of a job that exist.
+// highest number among the builds of a job that exist, also in other namespaces: the job may have been there before.
 func (s *Sequence) highest(ctx context.Context, namespace, job string) (int64, error) {
 	builds := v1alpha1.ZuulBuildList{}
-	if err := s.Client.List(ctx, &builds, client.InNamespace(namespace), client.MatchingFields{IndexJob: job}, client.UnsafeDisableDeepCopy); err != nil {
+	if err := s.Client.List(ctx, &builds, client.MatchingFields{IndexJob: job}, client.UnsafeDisableDeepCopy); err != nil {
 		return 0, err
 	}
 	var highest int64
 	for i := range builds.Items {
-		highest = max(highest, builds.Items[i].Spec.Number)
+		if number := builds.Items[i].Spec.Number; builds.Items[i].Namespace == namespace || number <= maxElsewhere {
+			highest = max(highest, number)
+		}
 	}
 	return highest, nil
 }

@@ -32,6 +32,7 @@ type harness struct {
 	api       client.Client
 	namespace string
 	scheme    *runtime.Scheme
+	elsewhere string // another namespace, where there is one
 }
 
 func newHarness(t *testing.T) *harness {
@@ -44,13 +45,17 @@ func newHarness(t *testing.T) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &harness{t, api, apiserver.Namespace(t), scheme}
+	return &harness{T: t, api: api, namespace: apiserver.Namespace(t), scheme: scheme}
 }
 
 // sequence is that of an operator which has just started, with a cache that has caught up.
 func (h *harness) sequence() *buildnumber.Sequence {
 	h.Helper()
-	builds, err := cache.New(apiserver.Config(h), cache.Options{Scheme: h.scheme, DefaultNamespaces: map[string]cache.Config{h.namespace: {}}})
+	namespaces := map[string]cache.Config{h.namespace: {}}
+	if h.elsewhere != "" {
+		namespaces[h.elsewhere] = cache.Config{}
+	}
+	builds, err := cache.New(apiserver.Config(h), cache.Options{Scheme: h.scheme, DefaultNamespaces: namespaces})
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -169,7 +169,7 @@ func (b *Bridge) find(ctx context.Context, reference buildReference) (*v1alpha1.
 }
 
 // meant is which of several builds a command means, nil of none: one that somebody here waits for, else one that is neither complete nor aborted, else
-// the newest. There may be several of a job and number where a job has moved to another namespace and the operator has forgotten the numbers of the old.
+// the newest. There may be several of a job and number where builds were given one by hand, or by an operator before this one that numbered each namespace.
 func meant(builds []*v1alpha1.ZuulBuild, awaited func(types.NamespacedName) bool) *v1alpha1.ZuulBuild {
 	if len(builds) == 0 {
 		return nil
