@@ -91,6 +91,8 @@ type Bridge struct {
 	leads, led  atomic.Bool             // whether this replica leads, and whether it ever did
 	replan      chan event.GenericEvent // holds one while the functions and limits are to be looked at again, though no object has changed
 	reporters   map[string]*reporter    // by the server whose builds they report
+
+	forbiddenFor time.Duration // 0: the constant, for which tests cannot wait
 }
 
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).

@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -115,6 +116,8 @@ type describer struct {
 // dueDescription is a description that the cache does not show yet.
 type dueDescription struct {
 	text string
+	// forbidden is since when the API server has forbidden to write it, zero if it did not.
+	forbidden time.Time
 	// stored is what our own last write stored, and version what that made of the build; both are empty before it.
 	stored, version string
 }
@@ -151,6 +154,16 @@ func (d *describer) wrote(key types.NamespacedName, stored, version string) {
 	due := d.due[key]
 	due.stored, due.version = stored, version
 	d.due[key] = due
+}
+
+// answered notes what the API server made of a write, and tells for how long it has forbidden it.
+func (d *describer) answered(key types.NamespacedName, err error) (forbidden time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	due, now := d.due[key], time.Now()
+	due.forbidden = forbiddenSince(due.forbidden, err, now)
+	d.due[key] = due
+	return now.Sub(due.forbidden)
 }
 
 // settled forgets a description, unless something newer is wanted meanwhile.
@@ -205,11 +218,12 @@ func (d *describer) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.R
 		return ctrl.Result{}, nil
 	}
 	err = d.bridge.Client.Status().Patch(ctx, build, descriptionPatch(due.text))
+	forbidden := d.answered(key, err)
 	switch {
 	case apierrors.IsNotFound(err):
 		d.settled(key, due.text)
 		return ctrl.Result{}, nil
-	case err != nil && permanent(err):
+	case err != nil && permanent(err, forbidden, cmp.Or(d.bridge.forbiddenFor, forbiddenFor)):
 		d.bridge.Logger.With(buildlog.Of(build)...).Error("The description cannot be stored; it is left out", "error", err)
 		d.settled(key, due.text)
 		return ctrl.Result{}, nil

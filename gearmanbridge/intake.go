@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -30,6 +31,9 @@ const maxUUID = 4096
 
 // refusal is a request that nothing can be made of.
 type refusal struct{ error }
+
+// unnumbered is why there is no number yet. Whatever the API server said, it was not about the request: so it is hidden from permanent.
+type unnumbered struct{ error }
 
 // assigned takes a job from the server. It runs on the connection's own loop, so it only notes who waits; the rest goes on beside it.
 func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *session, p *pool, job *gearman.Job) {
@@ -85,8 +89,10 @@ func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
 func (b *Bridge) intake(ctx context.Context, a *assignment) {
 	log := b.Logger.With(a.logValues()...).With("gearmanServer", a.server)
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 5 * time.Second}
+	var forbidden time.Time
 	for {
 		build, how, err := b.accept(ctx, a)
+		forbidden = forbiddenSince(forbidden, err, time.Now())
 		var refused *refusal
 		switch {
 		case err == nil:
@@ -101,7 +107,7 @@ func (b *Bridge) intake(ctx context.Context, a *assignment) {
 				b.insist(ctx, buildReference{server: a.server, uuid: a.unique})
 			}
 			return
-		case errors.As(err, &refused):
+		case errors.As(err, &refused) || permanent(err, time.Since(forbidden), cmp.Or(b.forbiddenFor, forbiddenFor)):
 			b.refuse(a, err)
 			return
 		}
@@ -138,9 +144,6 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (_ *v1alpha1.ZuulBui
 		}
 	}
 	if err != nil {
-		if permanent(err) {
-			return nil, "", &refusal{err}
-		}
 		return nil, "", err
 	}
 	if err := a.sameRequest(existing); err != nil {
@@ -167,18 +170,11 @@ func (a *assignment) sameRequest(build *v1alpha1.ZuulBuild) error {
 	return nil
 }
 
-// permanent errors stay however often the request is sent again.
-func permanent(err error) bool {
-	quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
-	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsNotFound(err) ||
-		apierrors.IsForbidden(err) && !quota
-}
-
 // newBuild is the ZuulBuild of a request. One that cannot be understood becomes a ZuulBuild too, so that its message has a place.
 func (b *Bridge) newBuild(ctx context.Context, a *assignment) (*v1alpha1.ZuulBuild, error) {
 	number, err := b.Numbers.Next(ctx, a.target.key, a.target.job)
 	if err != nil {
-		return nil, err
+		return nil, &unnumbered{err}
 	}
 	parameters, requestError := readParameters(a.job.Payload)
 	build := &v1alpha1.ZuulBuild{
