@@ -21,7 +21,8 @@ const (
 	explainAfter       = 10 * time.Second // a Pod that has not started by then gets a status that says why
 	unreachableGrace   = 5 * time.Minute  // a Pod that should be gone but whose node does not answer
 	settledGrace       = 10 * time.Second // containers that do not matter, when those that do have ended
-	quotaRetry         = 15 * time.Second // a Pod that the namespace's quota has no room for
+	quotaRetry         = 15 * time.Second // a Pod that the namespace's quota has no room for; what is refused otherwise is not tried less often
+	accountGrace       = time.Minute      // the service account of a new namespace may be on its way
 	abortingAfter      = 2 * time.Second  // a Pod that was told to go and has not gone by then gets a status that says so
 	shortestRequeue    = time.Second
 )

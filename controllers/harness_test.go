@@ -1,8 +1,10 @@
 package controllers
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -58,6 +60,7 @@ type harness struct {
 	registry  *prometheus.Registry   // of the reconciler that was started last
 	log       *buildlogtest.Log      // likewise
 	fails     atomic.Pointer[string] // the next request of the reconciler that is written so, as in a writeLog, does not come through
+	forbids   atomic.Pointer[string] // why the API server does not let any Pod of the reconciler's be; nil for as it does
 }
 
 // fastClock is ahead of the time.
@@ -95,6 +98,7 @@ func (h *harness) start() (stop func(), writes *writeLog) {
 	access := apiserver.Config(h)
 	writes = &writeLog{}
 	access.Wrap(h.breakOnce)
+	access.Wrap(h.forbidPods)
 	access.Wrap(writes.watch)
 	options := CacheOptions()
 	options.DefaultNamespaces = map[string]cache.Config{h.namespace: {}}
@@ -190,6 +194,22 @@ func (h *harness) breakOnce(next http.RoundTripper) http.RoundTripper {
 			return nil, errors.New("the network is down")
 		}
 		return next.RoundTrip(request)
+	})
+}
+
+// forbidPods answers for the API server where the test wants to.
+func (h *harness) forbidPods(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(request *http.Request) (*http.Response, error) {
+		why := h.forbids.Load()
+		if why == nil || written(request) != "POST pods" {
+			return next.RoundTrip(request)
+		}
+		status := forbiddenPod(*why).Status()
+		status.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
+		answer, err := json.Marshal(status)
+		return &http.Response{
+			StatusCode: http.StatusForbidden, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(answer)),
+		}, err
 	})
 }
 

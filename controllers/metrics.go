@@ -55,8 +55,9 @@ var stageBuckets = []float64{1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 
 
 // waitReasons are why builds that have not started may wait, with those words of the kubelet that are known.
 var waitReasons = []string{
-	ReasonCapacityReached, ReasonReplacingPod, ReasonRetryDelayed, ReasonQuotaExceeded, ReasonScheduling, ReasonSchedulingGated, ReasonUnschedulable,
-	ReasonContainerCreating, ReasonInitializing, "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError",
+	ReasonCapacityReached, ReasonReplacingPod, ReasonRetryDelayed, ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonForbidden, ReasonScheduling,
+	ReasonSchedulingGated, ReasonUnschedulable, ReasonContainerCreating, ReasonInitializing, "ErrImagePull", "ImagePullBackOff",
+	"CreateContainerConfigError", "CreateContainerError",
 }
 
 // reasonsOf a result, which is how builds end where their job says nothing else in spec.onReason.
@@ -71,8 +72,8 @@ var reasonsOf = map[string][]string{
 	ResultInvalidRequest: {ReasonInvalidRequest},
 	ResultRetryLimit:     {ReasonRetryLimit},
 	resultNone: {
-		ReasonQuotaExceeded, ReasonUnschedulable, ReasonStartTimeout, ReasonDisrupted, ReasonRejected, ReasonNodeLost, ReasonPodDeleted, ReasonAbandoned,
-		ReasonUnknown,
+		ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonUnschedulable, ReasonStartTimeout, ReasonDisrupted, ReasonRejected, ReasonNodeLost,
+		ReasonPodDeleted, ReasonAbandoned, ReasonUnknown,
 	},
 }
 

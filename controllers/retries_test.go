@@ -1,7 +1,6 @@
 package controllers
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -263,28 +262,5 @@ func TestDelay(t *testing.T) {
 	const want = "attempt 3 of 5: the Pod will be made at 2026-05-04T03:02:16Z, because the infrastructure lost the builds before it: number 0 (ZuulBuild before, NodeLost)"
 	if s.build.Status.Message != want {
 		t.Errorf("message %q, want %q", s.build.Status.Message, want)
-	}
-}
-
-func TestAwaitQuota(t *testing.T) {
-	refusal := errors.New("pods \"b\" is forbidden: exceeded quota: q")
-	s := &scope{build: zuulBuild("job"), now: created, job: &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: &v1alpha1.Timeouts{Unscheduled: duration(20 * time.Second)}}}}
-	s.awaitQuota(refusal)
-	if s.build.Status.Reason != ReasonQuotaExceeded || s.after != quotaRetry {
-		t.Errorf("at first: %s, again after %s", s.build.Status.Reason, s.after)
-	}
-	s.now = created.Add(15 * time.Second)
-	status := s.build.Status.DeepCopy()
-	s.awaitQuota(errors.New("pods \"b\" is forbidden: exceeded quota: q, used: 2"))
-	if diff := cmp.Diff(status, &s.build.Status); diff != "" {
-		t.Errorf("waiting on is worth no write (-before +after):\n%s", diff)
-	}
-	if s.after != 5*time.Second {
-		t.Errorf("again after %s, not just when the clock is over", s.after)
-	}
-	s.now = created.Add(20 * time.Second)
-	s.awaitQuota(refusal)
-	if got := s.build.Status; got.Phase != v1alpha1.PhaseLost || got.Result != "" || got.Reason != ReasonQuotaExceeded || !strings.Contains(got.Message, refusal.Error()) {
-		t.Errorf("in the end: %+v", got)
 	}
 }

@@ -79,24 +79,7 @@ func (s *scope) wait(reason, message string) {
 	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseQueued, reason, message
 }
 
-// awaitQuota has a Pod that the namespace's quota has no room for tried again, as long as one may wait for a node. The condition holds since when.
-func (s *scope) awaitQuota(refusal error) {
-	refused := meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
-	if refused == nil || refused.Reason != ReasonQuotaExceeded {
-		s.condition(v1alpha1.ConditionPodScheduled, metav1.ConditionFalse, ReasonQuotaExceeded, refusal.Error())
-		refused = meta.FindStatusCondition(s.build.Status.Conditions, v1alpha1.ConditionPodScheduled)
-	}
-	limit := timeoutsOf(s.job, s.class).unscheduled
-	left := refused.LastTransitionTime.Add(limit).Sub(s.now)
-	if left <= 0 {
-		s.end(lost(ReasonQuotaExceeded, "no room for the Pod within %s: %v", limit, refusal))
-		return
-	}
-	s.explain(ReasonQuotaExceeded, refusal.Error())
-	s.after = min(left, quotaRetry)
-}
-
-// explained: what kept the Pod from being made is over. That there was no room the build says until there is something else to say, within
+// explained: what kept the Pod from being made is over. Why it was refused the build says until there is something else to say, within
 // explainAfter at most: that is not worth a write of its own.
 func (s *scope) explained() {
 	if s.build.Status.Phase == v1alpha1.PhaseStarting {

@@ -89,11 +89,8 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 func (s *scope) notCreated(what string, err error) (bool, error) {
 	s.refused = apierrors.IsForbidden(err)
 	switch {
-	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):
-		s.awaitQuota(err)
-		return true, nil
 	case apierrors.IsForbidden(err):
-		s.end(failed(ReasonForbidden, "the API server does not let the %s be: %v", what, err))
+		s.forbidden(what, err)
 		return true, nil
 	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || tooLarge(err):
 		s.end(failed(ReasonInvalidPod, "the API server does not take the %s: %v", what, err))
