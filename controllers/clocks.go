@@ -23,6 +23,7 @@ const (
 	settledGrace       = 10 * time.Second // containers that do not matter, when those that do have ended
 	quotaRetry         = 15 * time.Second // a Pod that the namespace's quota has no room for; what is refused otherwise is not tried less often
 	accountGrace       = time.Minute      // the service account of a new namespace may be on its way
+	cordonGrace        = 10 * time.Second // a node that the operator may not cordon, because the API server has just started
 	abortingAfter      = 2 * time.Second  // a Pod that was told to go and has not gone by then gets a status that says so
 	shortestRequeue    = time.Second
 )

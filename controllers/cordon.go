@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,6 +46,9 @@ func (r *ZuulBuildReconciler) cordon(ctx context.Context, build *v1alpha1.ZuulBu
 		patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}},"spec":{"unschedulable":true}}`, v1alpha1.AnnotationCordonedBy, by)
 		err = r.Patch(ctx, node, client.RawPatch(types.MergePatchType, []byte(patch)))
 	}
+	if r.cordonMayPass(client.ObjectKeyFromObject(build), err) {
+		return err
+	}
 	switch {
 	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err): // which no repetition would cure: the verdict must not wait for it
 		r.Recorder.Eventf(build, nil, corev1.EventTypeWarning, eventCordonFailed, "Cordon", "Node %s should be cordoned and is not: %v",
@@ -58,6 +62,21 @@ func (r *ZuulBuildReconciler) cordon(ctx context.Context, build *v1alpha1.ZuulBu
 	r.Recorder.Eventf(build, node, corev1.EventTypeNormal, eventCordoned, "Cordon", "Node %s was cordoned, as the build's parameter %s asks for (ZuulNodeClass %s)",
 		node.Name, offlineParameter, class.Name)
 	return nil
+}
+
+// cordonMayPass tells a right that an API server that has just started may not know of yet. The verdict waits for that, but not for long: where the
+// operator is not meant to cordon nodes, it waits for nothing. Since when is kept in memory alone, for before the verdict nothing is written.
+func (r *ZuulBuildReconciler) cordonMayPass(build types.NamespacedName, err error) bool {
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), ` resource "nodes" in API group `) {
+		r.cordonWaits.Delete(build)
+		return false
+	}
+	since, _ := r.cordonWaits.LoadOrStore(build, r.Clock.Now())
+	if r.Clock.Since(since.(time.Time)) < cordonGrace {
+		return true
+	}
+	r.cordonWaits.Delete(build)
+	return false
 }
 
 // asksForOffline tells a build that ran somewhere and wants nothing more to run there.

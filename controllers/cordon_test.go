@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -218,5 +219,52 @@ func TestCordonDoesNotHoldTheVerdictUp(t *testing.T) {
 	build.Status.NodeName = "no-such-node"
 	if err := h.reconciler(h.api).cordon(t.Context(), build); err != nil {
 		t.Errorf("a node that is gone: %v", err)
+	}
+}
+
+// TestCordonForbiddenForMoments: an API server that has just started may forbid what it will allow. The verdict waits for that, for a limited time.
+func TestCordonForbiddenForMoments(t *testing.T) {
+	h := newHarness(t)
+	class := h.class("cordoning", true)
+	h.request("b", "job", asking(class, "1"))
+	build := h.build("b")
+	build.Status.StartTime = new(metav1.Now())
+	for name, comes := range map[string]bool{"comes": true, "never-comes": false} {
+		machine := h.machine(name)
+		build.Status.NodeName = machine
+		api, err := client.NewWithWatch(apiserver.Config(t), client.Options{Scheme: testScheme(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		forbids := true
+		r := h.reconciler(interceptor.NewClient(api, interceptor.Funcs{
+			Patch: func(ctx context.Context, api client.WithWatch, object client.Object, patch client.Patch, options ...client.PatchOption) error {
+				if forbids {
+					return apierrors.NewForbidden(corev1.Resource("nodes"), machine,
+						errors.New(`User "zuulbuild" cannot patch resource "nodes" in API group "" at the cluster scope`))
+				}
+				return api.Patch(ctx, object, patch, options...)
+			},
+		}))
+		try := func(ahead time.Duration, again bool) {
+			t.Helper()
+			r.Clock = fastClock{ahead: ahead}
+			if err := r.cordon(t.Context(), build); (err != nil) != again {
+				t.Errorf("a right that %s, after %s: error %v", name, ahead, err)
+			}
+		}
+		try(0, true)
+		try(cordonGrace/2, true)
+		forbids = !comes
+		try(cordonGrace, false)
+		if got := h.node(machine).Spec.Unschedulable; got != comes {
+			t.Errorf("a right that %s: the node's unschedulable is %t", name, got)
+		}
+		if said := <-r.Recorder.(*events.FakeRecorder).Events; strings.Contains(said, eventCordonFailed) == comes {
+			t.Errorf("a right that %s: event %q", name, said)
+		}
+		if _, waits := r.cordonWaits.Load(client.ObjectKeyFromObject(build)); waits {
+			t.Errorf("a right that %s: that it was waited for is not forgotten", name)
+		}
 	}
 }

@@ -196,6 +196,7 @@ func (r *ZuulBuildReconciler) forceDelete(ctx context.Context, s *scope) (bool, 
 // deleteLeftBehind deletes the Pod of a build that was itself deleted. The garbage collector would, in its own time.
 func (r *ZuulBuildReconciler) deleteLeftBehind(ctx context.Context, key types.NamespacedName) error {
 	r.writtenOver.Delete(key)
+	r.cordonWaits.Delete(key)
 	pod := &corev1.Pod{}
 	if err := r.Get(ctx, key, pod); err != nil {
 		return client.IgnoreNotFound(err)

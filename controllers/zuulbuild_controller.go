@@ -51,6 +51,7 @@ type ZuulBuildReconciler struct {
 	Metrics  *Metrics // nil for none
 
 	logger      logr.Logger // of the manager; for what happens in no round
+	cordonWaits sync.Map    // by NamespacedName of a build: since when its node may not be cordoned
 	writtenOver sync.Map    // by NamespacedName of a build: the resource version its status was last written from
 	admission   admission
 	retryDelays []time.Duration // nil: defaultRetryDelays, for which tests cannot wait
