@@ -98,9 +98,19 @@ func withoutDefinitions(t *testing.T, c client.Client) {
 	}
 }
 
+// withDefinitions has our definitions in the API server. Those that an earlier test had deleted may still be going, and would take the new ones with them.
 func withDefinitions(t *testing.T) {
 	t.Helper()
-	access := kubeconfig(t)
+	c, access := newClient(t), kubeconfig(t)
+	for _, name := range definitionNames {
+		eventually(t, func() error {
+			definition := &apiextensionsv1.CustomResourceDefinition{}
+			if err := c.Get(t.Context(), client.ObjectKey{Name: name}, definition); err != nil || definition.DeletionTimestamp == nil {
+				return client.IgnoreNotFound(err)
+			}
+			return fmt.Errorf("definition %s is still going: %s", name, describeDefinitions(t.Context(), c))
+		})
+	}
 	if _, err := kubectl(t, nil, "--kubeconfig", access, "apply", "--kustomize", root+"/config/crd"); err != nil {
 		t.Fatal(err)
 	}

@@ -169,6 +169,7 @@ var contract = []struct {
 	{"further", "reload", true, []string{"gearmanbridge:TestCeilingIsMoved", "controllers:TestCeilingIsMoved"}},
 	{"further", "rolling-upgrade", true, nil},
 	{"further", "drain-together", true, nil},
+	{"further", "two-installations", true, nil},
 	{"further", "leader-disconnected", true, nil},
 	{"further", "cut-off", true, []string{"gearmanbridge:TestCutOffLeavesCommands", "gearmanbridge:TestCutOffGivesJobsBack"}},
 	{"further", "tls", true, []string{"gearmanbridge/gearman:TestTLS"}},
