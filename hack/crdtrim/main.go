@@ -1,13 +1,15 @@
-// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours. A Pod template
+// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours, and bounds integers. A Pod template
 // with its descriptions makes a CRD of 600 KiB, more than `kubectl apply` can put into its annotation (256 KiB) and much of what Helm can store.
 package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 )
 
@@ -65,6 +67,14 @@ func trimProperties(schema *apiextensionsv1.JSONSchemaProps, within bool) {
 	}
 	if within {
 		schema.Description = ""
+	}
+	if schema.Format == "int32" { // which API servers before 1.37 do not check, and then no operator could read the object, nor any list with it
+		if schema.Minimum == nil {
+			schema.Minimum = ptr.To[float64](math.MinInt32)
+		}
+		if schema.Maximum == nil {
+			schema.Maximum = ptr.To[float64](math.MaxInt32)
+		}
 	}
 	for name, property := range schema.Properties {
 		description := property.Description
