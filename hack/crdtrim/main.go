@@ -1,5 +1,5 @@
-// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours, and bounds integers. A Pod template
-// with its descriptions makes a CRD of 600 KiB, more than `kubectl apply` can put into its annotation (256 KiB) and much of what Helm can store.
+// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours, and bounds integers.
+// A Pod template with its descriptions makes a CRD of 600 KiB, more than `kubectl apply` can put into its annotation (256 KiB) and much of what Helm can store.
 package main
 
 import (
@@ -68,7 +68,7 @@ func trimProperties(schema *apiextensionsv1.JSONSchemaProps, within bool) {
 	if within {
 		schema.Description = ""
 	}
-	if schema.Format == "int32" { // which API servers before 1.37 do not check, and then no operator could read the object, nor any list with it
+	if schema.Format == "int32" { // which the API server of Kubernetes 1.34 does not check, and then no operator could read the object, nor any list with it
 		if schema.Minimum == nil {
 			schema.Minimum = ptr.To[float64](math.MinInt32)
 		}
