@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
@@ -93,18 +94,23 @@ func (h *harness) refuse(name string) types.UID {
 	return uid
 }
 
-// letGo has the kubelet let a Pod go that is being deleted.
+// letGo has the kubelet let a Pod go that is being deleted. The API server may be about to do the same, as it does with a Pod that has failed.
 func (h *harness) letGo(name string, uid types.UID) {
 	h.Helper()
 	h.eventually(func() string {
-		if pod := h.pod(name); pod != nil && pod.UID == uid && pod.DeletionTimestamp == nil {
+		pod := h.pod(name)
+		if pod == nil || pod.UID != uid {
+			return ""
+		}
+		if pod.DeletionTimestamp == nil {
 			return "the lost Pod was not told to go"
 		}
-		return ""
+		err := h.api.Delete(h.Context(), pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &uid})
+		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			h.Fatal(err)
+		}
+		return "the lost Pod is still there"
 	})
-	if pod := h.pod(name); pod != nil && pod.UID == uid {
-		h.deletePod(name, client.GracePeriodSeconds(0), client.Preconditions{UID: &uid})
-	}
 }
 
 func (h *harness) awaitLostPods(name string, count int) *v1alpha1.ZuulBuild {
