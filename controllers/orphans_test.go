@@ -13,7 +13,6 @@ import (
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
@@ -137,13 +136,12 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			if c.restart {
 				r = h.uncached()
 			}
-			pods := r.Pods.noting()
 			pod := h.pod("b")
 			if c.end != nil {
 				h.report("b", c.end...)
 				pod = h.pod("b")
 			}
-			pods.Create(event.CreateEvent{Object: pod})
+			r.Pods.note(pod)
 			if c.foreign {
 				if err := h.api.Patch(t.Context(), pod, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":["example.org/held"]}}`))); err != nil {
 					t.Fatal(err)
@@ -151,7 +149,7 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			}
 			h.deletePod("b", client.GracePeriodSeconds(0))
 			if c.foreign {
-				pods.Update(event.UpdateEvent{ObjectOld: pod, ObjectNew: h.pod("b")})
+				r.Pods.note(h.pod("b"))
 			}
 			reconcile()
 			build := h.build("b")

@@ -12,8 +12,6 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 )
@@ -39,19 +37,34 @@ type rememberedBuild struct {
 // WatchPods is a memory that follows a cache from now on.
 func WatchPods(ctx context.Context, objects cache.Cache) (*PodMemory, error) {
 	m := &PodMemory{}
-	for object, handler := range map[client.Object]toolscache.ResourceEventHandler{
-		&v1alpha1.ZuulBuild{}: remembering(m.setBuild, m.deleteBuild),
-		&corev1.Pod{}:         remembering(m.setPod, m.deletePod),
+	for _, kind := range []struct {
+		object   client.Object
+		handler  toolscache.ResourceEventHandler
+		indexers toolscache.Indexers
+	}{
+		{&v1alpha1.ZuulBuild{}, remembering(m.setBuild, m.deleteBuild), nil},
+		{&corev1.Pod{}, remembering(m.setPod, m.deletePod), toolscache.Indexers{"remembered": m.noteFirst}},
 	} {
-		informer, err := objects.GetInformer(ctx, object, cache.BlockUntilSynced(false))
-		if err != nil {
-			return nil, fmt.Errorf("cannot watch %T: %w", object, err)
+		informer, err := objects.GetInformer(ctx, kind.object, cache.BlockUntilSynced(false))
+		if err == nil {
+			err = informer.AddIndexers(kind.indexers)
 		}
-		if _, err := informer.AddEventHandler(handler); err != nil {
-			return nil, fmt.Errorf("cannot watch %T: %w", object, err)
+		if err == nil {
+			_, err = informer.AddEventHandler(kind.handler)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot watch %T: %w", kind.object, err)
 		}
 	}
 	return m, nil
+}
+
+// noteFirst notes what the cache is about to show of a Pod. It has the form of a function that finds what an object is indexed by, for those are called
+// before anybody can read the object, while handlers of events are called at some time after: whoever reads that a Pod ended and is being deleted must
+// find here that it ended first.
+func (m *PodMemory) noteFirst(object any) ([]string, error) {
+	m.note(object.(*corev1.Pod))
+	return nil, nil
 }
 
 func remembering[T client.Object](set, remove func(T)) toolscache.ResourceEventHandler {
@@ -74,14 +87,6 @@ func remembering[T client.Object](set, remove func(T)) toolscache.ResourceEventH
 	}
 }
 
-// noting has each event of a Pod pass when what it tells is noted: who is woken by it must know, and the memory's own view may come a moment later.
-func (m *PodMemory) noting() predicate.Predicate {
-	return predicate.Funcs{
-		CreateFunc: func(e event.CreateEvent) bool { m.note(e.Object); return true },
-		UpdateFunc: func(e event.UpdateEvent) bool { m.note(e.ObjectNew); return true },
-	}
-}
-
 func (m *PodMemory) setBuild(build *v1alpha1.ZuulBuild) {
 	if build.Complete() {
 		m.deleteBuild(build)
@@ -97,7 +102,6 @@ func (m *PodMemory) deleteBuild(build *v1alpha1.ZuulBuild) {
 
 func (m *PodMemory) setPod(pod *corev1.Pod) {
 	if build := buildOf(pod); build != "" {
-		m.note(pod)
 		m.change(build, func(b *rememberedBuild) { b.shown = pod.UID })
 	}
 }
@@ -145,9 +149,8 @@ func (m *PodMemory) letGo(build types.UID) {
 	}
 }
 
-// note what an event of a Pod tells: that it exists, and how it ended by itself.
-func (m *PodMemory) note(object client.Object) {
-	pod := object.(*corev1.Pod)
+// note what a Pod tells: that it exists, and how it ended by itself.
+func (m *PodMemory) note(pod *corev1.Pod) {
 	build := buildOf(pod)
 	if build == "" {
 		return

@@ -17,7 +17,6 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -89,7 +88,7 @@ func (r *ZuulBuildReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	controller := ctrl.NewControllerManagedBy(mgr).
 		Named("zuulbuild").
 		For(&v1alpha1.ZuulBuild{}).
-		Owns(&corev1.Pod{}, builder.WithPredicates(r.Pods.noting())).
+		Owns(&corev1.Pod{}).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		WithLogConstructor(buildlog.Constructor(mgr, "zuulbuild", r.logValuesOf))
 	r.setupAdmission(controller)
