@@ -4,80 +4,18 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/capacity"
-	"zuulbuild.dev/zuulbuild/hack/apiserver"
 )
-
-// change is one event of a build or a Pod, in the API server's own order over both.
-type change struct {
-	version int
-	key     string
-	build   *v1alpha1.ZuulBuild // nil: it is of the Pod
-	pod     *corev1.Pod
-	deleted bool
-}
-
-// history is all that happens to the builds and Pods of a namespace.
-type history struct {
-	mu      sync.Mutex
-	changes []change
-}
-
-// record begins now. The function it returns ends it.
-func (h *harness) record() (past *history, end func()) {
-	h.Helper()
-	watcher, err := client.NewWithWatch(apiserver.Config(h), client.Options{Scheme: testScheme(h.T)})
-	if err != nil {
-		h.Fatal(err)
-	}
-	past = &history{}
-	var running sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	for _, list := range []client.ObjectList{&v1alpha1.ZuulBuildList{}, &corev1.PodList{}} {
-		events, err := watcher.Watch(ctx, list, client.InNamespace(h.namespace))
-		if err != nil {
-			h.Fatal(err)
-		}
-		running.Go(func() {
-			for event := range events.ResultChan() {
-				past.add(event)
-			}
-		})
-	}
-	return past, sync.OnceFunc(func() {
-		cancel()
-		running.Wait()
-	})
-}
-
-func (p *history) add(event watch.Event) {
-	object, is := event.Object.(client.Object)
-	if !is {
-		return
-	}
-	version, _ := strconv.Atoi(object.GetResourceVersion())
-	c := change{version: version, key: object.GetName(), deleted: event.Type == watch.Deleted}
-	c.build, _ = object.(*v1alpha1.ZuulBuild)
-	c.pod, _ = object.(*corev1.Pod)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.changes = append(p.changes, c)
-}
 
 // most is how many builds of each group had a slot at once at most: their Pod had been made and they were not complete, or their Pod had not ended.
 func (p *history) most(groups func(*v1alpha1.ZuulBuild) []string) map[string]int {
@@ -114,46 +52,6 @@ func (p *history) most(groups func(*v1alpha1.ZuulBuild) []string) map[string]int
 		}
 	}
 	return most
-}
-
-// playKubelet has every Pod of the namespace succeed some moments after it was made, until the test ends.
-func (h *harness) playKubelet() {
-	h.Helper()
-	watcher, err := client.NewWithWatch(apiserver.Config(h), client.Options{Scheme: testScheme(h.T)})
-	if err != nil {
-		h.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	events, err := watcher.Watch(ctx, &corev1.PodList{}, client.InNamespace(h.namespace))
-	if err != nil {
-		h.Fatal(err)
-	}
-	var running sync.WaitGroup
-	h.Cleanup(func() {
-		cancel()
-		running.Wait()
-	})
-	running.Go(func() {
-		for event := range events.ResultChan() {
-			pod, is := event.Object.(*corev1.Pod)
-			if !is || event.Type != watch.Added {
-				continue
-			}
-			running.Go(func() {
-				select {
-				case <-time.After(time.Duration(20+int(pod.UID[0])%7*10) * time.Millisecond):
-				case <-ctx.Done():
-					return
-				}
-				before := pod.DeepCopy()
-				withPhase(podSucceeded)(pod)
-				ended("build", 0, "Completed")(pod)
-				if err := watcher.Status().Patch(ctx, pod, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil && ctx.Err() == nil {
-					h.Errorf("Pod %s: %v", pod.Name, err)
-				}
-			})
-		}
-	})
 }
 
 // TestNoLimitIsExceeded: many builds at once, under every kind of limit, over restarts of the operator. At no moment of the API server's own history
@@ -333,12 +231,7 @@ func TestCeilingIsMoved(t *testing.T) {
 func TestQuotaGivesTheSlotBack(t *testing.T) {
 	h := newHarness(t)
 	h.maxBuilds = 1
-	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "quota"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}}}
-	h.create(quota)
-	quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: quota.Spec.Hard}
-	if err := h.api.Status().Update(t.Context(), quota); err != nil {
-		t.Fatal(err)
-	}
+	h.quota(0, true)
 	h.job("job")
 	h.start()
 	for i, name := range []string{"a", "b"} {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -229,6 +230,7 @@ func TestCordonForbiddenForMoments(t *testing.T) {
 	h.request("b", "job", asking(class, "1"))
 	build := h.build("b")
 	build.Status.StartTime = new(metav1.Now())
+	begun := time.Now()
 	for name, comes := range map[string]bool{"comes": true, "never-comes": false} {
 		machine := h.machine(name)
 		build.Status.NodeName = machine
@@ -248,7 +250,7 @@ func TestCordonForbiddenForMoments(t *testing.T) {
 		}))
 		try := func(ahead time.Duration, again bool) {
 			t.Helper()
-			r.Clock = fastClock{ahead: ahead}
+			r.Clock = clocktesting.NewFakeClock(begun.Add(ahead))
 			if err := r.cordon(t.Context(), build); (err != nil) != again {
 				t.Errorf("a right that %s, after %s: error %v", name, ahead, err)
 			}

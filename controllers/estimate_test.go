@@ -144,7 +144,7 @@ func TestEstimateIsWritten(t *testing.T) {
 		t.Helper()
 		h.eventually(func() string {
 			status := h.jobStatus("job")
-			if got := status.Estimate(""); got < want || got > want+patience { // the end is when the operator saw it
+			if got := status.Estimate(""); got < want-time.Second || got > want+patience { // the end is when the operator saw it, in seconds
 				return fmt.Sprintf("the estimate is %s, want about %s", got, want)
 			}
 			return ""
@@ -152,6 +152,7 @@ func TestEstimateIsWritten(t *testing.T) {
 	}
 	took("a", time.Hour)
 	estimated(time.Hour)
+	written := h.jobStatus("job").EstimateTime
 	for i := range 5 {
 		took(fmt.Sprint("b", i), 2*time.Hour)
 	}
@@ -161,7 +162,7 @@ func TestEstimateIsWritten(t *testing.T) {
 			jobWrites++
 		}
 	}
-	if jobWrites != 1 {
+	if jobWrites != 1 && time.Since(written.Time) < estimateInterval {
 		t.Errorf("%d writes to the ZuulJob, want 1", jobWrites)
 	}
 	stop()

@@ -9,7 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -62,6 +61,7 @@ func (h *harness) checkArrived(name string) {
 
 func TestLongParametersArrive(t *testing.T) {
 	h := newHarness(t)
+	h.ahead = neverSlow
 	_, writes := h.start()
 	h.job("job")
 	h.request("b", "job", longParameters)
@@ -105,12 +105,7 @@ func TestAsMuchAsTheBridgeTakes(t *testing.T) {
 // TestGoesOnBetweenConfigMapAndPod: a build whose operator ended in between takes over what is there.
 func TestGoesOnBetweenConfigMapAndPod(t *testing.T) {
 	h := newHarness(t)
-	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "quota"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}}}
-	h.create(quota)
-	quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: quota.Spec.Hard}
-	if err := h.api.Status().Update(t.Context(), quota); err != nil {
-		t.Fatal(err)
-	}
+	quota := h.quota(0, true)
 	h.job("job")
 	stop, _ := h.start()
 	h.request("b", "job", longParameters)

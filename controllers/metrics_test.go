@@ -216,6 +216,7 @@ func TestMetricsOfIdleReplica(t *testing.T) {
 // TestMetricsOfABuild: what is counted while a build comes and goes, with all parts at work.
 func TestMetricsOfABuild(t *testing.T) {
 	h := newHarness(t)
+	h.ahead = neverSlow
 	h.start()
 	h.job("job")
 	h.request("b", "job", numbered(1))

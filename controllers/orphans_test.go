@@ -143,9 +143,7 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			}
 			r.Pods.note(pod)
 			if c.foreign {
-				if err := h.api.Patch(t.Context(), pod, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":["example.org/held"]}}`))); err != nil {
-					t.Fatal(err)
-				}
+				h.setFinalizers(pod, held)
 			}
 			h.deletePod("b", client.GracePeriodSeconds(0))
 			if c.foreign {

@@ -155,12 +155,7 @@ func TestPodIsMadeWhenItIsLetBe(t *testing.T) {
 // TestQuotaNotCounted: in a namespace that was just made, the quota controller has yet to say what is used.
 func TestQuotaNotCounted(t *testing.T) {
 	h := newHarness(t)
-	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "quota"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("1")}}}
-	h.create(quota)
-	quota.Status.Hard = quota.Spec.Hard
-	if err := h.api.Status().Update(t.Context(), quota); err != nil {
-		t.Fatal(err)
-	}
+	quota := h.quota(1, false)
 	h.job("job")
 	h.start()
 	h.request("b", "job", numbered(1))

@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -26,6 +25,7 @@ func numbered(number int64) func(*v1alpha1.ZuulBuildSpec) {
 
 func TestBuildRunsToItsEnd(t *testing.T) {
 	h := newHarness(t)
+	h.ahead = neverSlow
 	h.start()
 	h.job("job")
 	h.request("b", "job", func(spec *v1alpha1.ZuulBuildSpec) {
@@ -132,9 +132,10 @@ func TestNothingIsWrittenFromAnOldView(t *testing.T) {
 // TestWritesOfAnUndisturbedBuild: beside the creation of the build, five writes see it through.
 func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 	h := newHarness(t)
+	h.ahead = neverSlow
 	_, writes := h.start()
 	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
-		spec.Retention = &v1alpha1.Retention{Pod: duration(0), Build: duration(8 * time.Second)} // long after the Pod
+		spec.Retention = &v1alpha1.Retention{Pod: duration(0), Build: duration(20 * time.Second)} // long after the Pod
 	})
 	h.request("b", "job", numbered(1))
 	h.run("b")
@@ -148,6 +149,8 @@ func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 	})
 	want := []string{"POST pods", "PATCH zuulbuilds/status", "PATCH zuulbuilds/status", "DELETE pods", "DELETE zuulbuilds"}
 	ofBuild := slices.DeleteFunc(writes.all(), func(write string) bool { return write == "PATCH zuuljobs/status" }) // at most one a minute, see estimate.go
+	// The Pod is deleted once more where the cache does not show yet that it is.
+	ofBuild = slices.CompactFunc(ofBuild, func(a, b string) bool { return a == b && a == "DELETE pods" })
 	if diff := cmp.Diff(want, ofBuild); diff != "" {
 		t.Errorf("writes (-want +got):\n%s", diff)
 	}
@@ -328,12 +331,7 @@ func TestNamesTakenByOtherPods(t *testing.T) {
 
 func TestQuotaIsWaitedFor(t *testing.T) {
 	h := newHarness(t)
-	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "quota"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}}}
-	h.create(quota)
-	quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: quota.Spec.Hard}
-	if err := h.api.Status().Update(t.Context(), quota); err != nil {
-		t.Fatal(err)
-	}
+	quota := h.quota(0, true)
 	h.job("job")
 	h.start()
 	h.request("b", "job", numbered(1))

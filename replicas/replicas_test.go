@@ -206,7 +206,7 @@ func TestReplicas(t *testing.T) {
 	}
 	eventually := func(what string, condition func() bool) {
 		t.Helper()
-		gearmantest.Eventually(t, 30*time.Second, what, condition)
+		gearmantest.Eventually(t, 2*time.Minute, what, condition)
 	}
 	first, _ := start("group", "first")
 	second, stopSecond := start("group", "second")
