@@ -80,13 +80,15 @@ func (b *Bridge) watchCutOff(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		cut := b.cutOff(commandsUnseen)
+		cut := b.led.Load() && b.cutOff(commandsUnseen)
 		if cut && !wasCut {
 			b.Logger.Warn("The API server does not answer, and another replica may lead: commands are left to others")
 		}
 		if wasCut && !cut {
 			b.Logger.Info("The API server answers again: commands are taken")
-			b.wakeManagement()
+		}
+		if !cut {
+			b.wakeManagement() // it may have been asked to sleep by a cut too short to be seen here
 		}
 		wasCut = cut
 		if b.cutOff(jobsUnseen) {
@@ -96,15 +98,32 @@ func (b *Bridge) watchCutOff(ctx context.Context) {
 }
 
 // giveBack has gearmand give the jobs of this replica to another one, which learns how their builds end and can report it. No build is lost by that, also
-// where nobody can lead because the API server is away for all. geard would fail the jobs, so there they stay, whatever the reason of the silence.
+// where nobody can lead because the API server is away for all. geard would fail the jobs, so there those stay whose build there is, whatever the reason
+// of the silence. The others, which a leader may take while it loses the lead, have nothing to lose: Zuul asks again, and another replica takes that.
 func (b *Bridge) giveBack() {
 	for _, s := range b.sessions {
 		jobs := slices.DeleteFunc(b.assignments.from(s.server.Name), func(a *assignment) bool { return a.job.Err() != nil })
-		if len(jobs) > 0 && s.behaviour.requeues() {
+		switch {
+		case len(jobs) > 0 && s.behaviour.requeues():
 			b.Logger.Warn("The API server does not answer: the Gearman server may give the jobs to another replica", "gearmanServer", s.server.Name, "jobs", len(jobs))
 			s.builds.reconnect()
+		case s.behaviour.forgets():
+			for _, a := range jobs {
+				b.failUnmade(a)
+			}
 		}
 	}
+}
+
+// failUnmade fails a job whose build could not be made. Should the API server have made it all the same, the build is stopped as one nobody waits for.
+func (b *Bridge) failUnmade(a *assignment) {
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	if a.existing() != nil || a.job.Fail() != nil {
+		return
+	}
+	b.metrics.reports.WithLabelValues(resultLabel("")).Inc()
+	b.Logger.With(a.logValues()...).Warn("The API server does not answer: the ZuulBuild could not be made, and Zuul is to ask again", "gearmanServer", a.server)
 }
 
 func (b *Bridge) wakeManagement() {

@@ -269,3 +269,43 @@ func TestCutOffGivesJobsBack(t *testing.T) {
 		}
 	})
 }
+
+// unreachable is an API server that answers no request to make something.
+type unreachable struct {
+	client.Client
+	asked chan struct{} // closed by the first one
+}
+
+func (u unreachable) Create(context.Context, client.Object, ...client.CreateOption) error {
+	select {
+	case <-u.asked:
+	default:
+		close(u.asked)
+	}
+	return errors.New("connection refused")
+}
+
+// TestCutOffKeepsNoRequest: a job that was taken just before the lead was lost, and whose build could not be made, is another replica's on gearmand; on
+// geard Zuul asks again.
+func TestCutOffKeepsNoRequest(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, address string) {
+		asked := make(chan struct{})
+		f, others := startReplica(t, address, func(bridge *Bridge) { bridge.Client = unreachable{bridge.Client, asked} })
+		f.job("unit")
+		behaviour := &f.bridge.sessions[0].behaviour
+		gearmantest.Eventually(t, patience, "the server known", func() bool { return behaviour.value.Load() != nil })
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		<-asked
+		f.bridge.Follow()
+		others.cutOff(time.Hour)
+		if behaviour.forgets() {
+			if state := awaitEnd(t, request); state.Outcome != zuulclient.Retry {
+				t.Errorf("the request ended %q with %q", state.Outcome, state.Result)
+			}
+		}
+		gearmantest.Eventually(t, patience, "the job given up", func() bool { return len(f.bridge.assignments.all()) == 0 })
+		if state := request.State(); behaviour.requeues() && len(state.Packets) > 0 {
+			t.Errorf("the request that waits in gearmand was answered: %v", packetTypes(state))
+		}
+	})
+}
