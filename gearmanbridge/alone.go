@@ -87,6 +87,17 @@ func (b *Bridge) graceOf(build *v1alpha1.ZuulBuild) time.Duration {
 	return b.GracePeriod
 }
 
+// unasked tells whether the server of a build should have been asked about it by now and was not: this process, or all the machine, has stood still. The
+// grace period may be over then without the server having had its say.
+func (b *Bridge) unasked(build *v1alpha1.ZuulBuild) bool {
+	s := b.sessionOf(build)
+	if s == nil || b.graceOf(build) == 0 {
+		return false
+	}
+	last := s.settled.Load()
+	return last == nil || time.Since(*last) > b.GracePeriod/2
+}
+
 // sessionOf the server a build came from; nil if it is served no more.
 func (b *Bridge) sessionOf(build *v1alpha1.ZuulBuild) *session {
 	for _, s := range b.sessions {
@@ -113,7 +124,9 @@ func (b *Bridge) settleRegularly(ctx context.Context, s *session) {
 		case <-timer.C:
 		}
 		next := b.nextSettling()
-		if err := b.settle(ctx, s, connected); err == nil {
+		err := b.settle(ctx, s, connected)
+		s.settled.Store(new(time.Now()))
+		if err == nil {
 			level = slog.LevelWarn
 		} else if ctx.Err() == nil {
 			b.Logger.Log(ctx, level, "The Gearman server does not tell whether lost jobs come back; asking again", "gearmanServer", s.server.Name, "error", err)

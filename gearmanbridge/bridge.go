@@ -105,6 +105,8 @@ type session struct {
 	// reconnected holds a token when the management connection was made, and behaviour is what the server was found to be.
 	reconnected chan struct{}
 	behaviour   knownBehaviour
+	// settled is when the builds that are alone were looked at last, and the server was asked about them, be it in vain; nil for never.
+	settled atomic.Pointer[time.Time]
 	// connected is whether management is, and ready whether all was registered once.
 	connected, ready atomic.Bool
 }

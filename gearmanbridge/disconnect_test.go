@@ -117,6 +117,32 @@ func TestFullIsReplayed(t *testing.T) {
 	})
 }
 
+// TestNotAskedIsNotAbandoned: the grace period of a build ends before the server was asked, as when the machine has stood still for a while.
+func TestNotAskedIsNotAbandoned(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		const grace = 300 * time.Millisecond
+		proxy := gearmantest.NewProxy(t, address)
+		f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.GracePeriod = grace })
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.runs(build)
+		proxy.Delay(time.Second)
+		proxy.Cut()
+		f.awaitAlone()
+		time.Sleep(5 * grace) // nothing shows that nothing happens
+		if f.build(build.Name).Spec.Abort {
+			t.Error("the build was stopped before the server was asked about it")
+		}
+		proxy.Delay(0)
+		f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+			t.Errorf("result %q after %d starts", state.Result, state.Starts)
+		}
+	})
+}
+
 // questions counts how often the server was asked whether it knows a unique.
 func questions(proxy *gearmantest.Proxy, unique string) (count int) {
 	for _, packet := range proxy.Packets(gearmantest.ToServer) {

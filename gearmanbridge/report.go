@@ -168,6 +168,9 @@ func (b *Bridge) finishDeleted(a *assignment, build *v1alpha1.ZuulBuild) error {
 // looks more often.
 const strangerCheck = time.Minute
 
+// unaskedCheck is how often it is looked whether a server that should have been asked long ago was.
+const unaskedCheck = 200 * time.Millisecond
+
 // abandon stops a build that came from Gearman and that nobody has waited for during the grace period: Zuul has started another in its place.
 func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, listened bool) (ctrl.Result, error) {
 	fromGearman := build.Labels[v1alpha1.LabelGearmanServer] != ""
@@ -182,6 +185,9 @@ func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, liste
 	}
 	if left := r.bridge.graceOf(build) - time.Since(since); left > 0 {
 		return ctrl.Result{RequeueAfter: left}, nil
+	}
+	if r.bridge.unasked(build) {
+		return ctrl.Result{RequeueAfter: unaskedCheck}, nil
 	}
 	r.bridge.Logger.With(buildlog.Of(build)...).Info("Nobody waits for the build any more; stopping it", "gearmanServer", r.server)
 	// From an old view it might be stopped, and counted, a second time. The new one is on its way to the cache then, and calls again.
