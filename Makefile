@@ -78,6 +78,8 @@ integration: packages ## Run the tests against a real API server and a real gear
 
 .PHONY: e2e
 e2e: packages ## Run the tests against a real cluster, with real containers
+	$(LOCALCLUSTER) tools
+	$(LOCALCLUSTER) tools helm
 	ZUULBUILD_E2E=1 ZUULBUILD_REQUIRE_GEARMAND=1 go test -race -count=1 -timeout 30m ./hack/localcluster/... ./test/e2e/...
 
 .PHONY: kubernetes-versions
@@ -136,7 +138,7 @@ verify: lint generate manifests ## Check style, and that generated files are as 
 
 .PHONY: lint
 lint: licences vulnerabilities $(GOLANGCI_LINT) ## Check style, licences and vulnerabilities
-	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run --allow-serial-runners
 
 .PHONY: licences
 licences: ## Check that every module in the program has a licence that lets us pass it on

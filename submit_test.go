@@ -355,7 +355,7 @@ func TestSubmitTimeout(t *testing.T) {
 			address, _ := gearmantest.StartServer(t, gearman.Geard)
 			startScriptedWorker(t, address, script)
 			var s submitted
-			if code := s.run(t, "j", "--gearman", address, "--timeout", "2s"); code != 124 {
+			if code := s.run(t, "j", "--gearman", address, "--timeout", "5s"); code != 124 {
 				t.Errorf("exit code: got %d, want 124 (%v)", code, s.err)
 			}
 			if name == "queued" && !strings.HasPrefix(s.out.String(), "CANCELED  build:j\n") {

@@ -92,7 +92,8 @@ type Bridge struct {
 	replan      chan event.GenericEvent // holds one while the functions and limits are to be looked at again, though no object has changed
 	reporters   map[string]*reporter    // by the server whose builds they report
 
-	forbiddenFor time.Duration // 0: the constant, for which tests cannot wait
+	// 0: the constants, for which tests cannot wait, or too long ones for a busy machine
+	forbiddenFor, countedWithin time.Duration
 }
 
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).

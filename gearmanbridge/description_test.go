@@ -147,6 +147,7 @@ func TestSetDescription(t *testing.T) {
 		for _, dialect := range []zuulclient.Dialect{zuulclient.Zuul2, zuulclient.Branch} {
 			t.Run(dialect.String(), func(t *testing.T) {
 				zuul := dialZuul(t, address, dialect)
+				zuul.Settling = patiently
 				must(t, zuul.AwaitRegistered(testContext(t), "set_description:"+testManager))
 				request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 				awaitStart(t, request)

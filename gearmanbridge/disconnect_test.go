@@ -230,7 +230,7 @@ func TestServerDownLong(t *testing.T) {
 
 // impatient is for tests of links that are silently gone.
 func impatient(bridge *Bridge) {
-	bridge.PingInterval, bridge.PingTimeout = 100*time.Millisecond, 2*time.Second
+	bridge.PingInterval, bridge.PingTimeout = 100*time.Millisecond, 5*time.Second
 }
 
 // TestHalfOpenIsAdopted: a link that is silently gone is given up. When gearmand notices its end too, the job comes back to the same build.

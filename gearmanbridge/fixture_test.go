@@ -106,6 +106,9 @@ func startBridge(t *testing.T, address string, change func(*Bridge)) *fixture {
 	return f
 }
 
+// patiently is how a Zuul waits that lets a busy machine take its time.
+var patiently = zuulclient.Settling{Interval: 10 * time.Millisecond, Quiet: patience, Limit: patience}
+
 // testWriter writes to the log of a test, until that has ended: a manager has a last word after its Start has returned.
 type testWriter struct {
 	mu    sync.Mutex

@@ -26,6 +26,9 @@ const resultInvalidRequest = "INVALID_REQUEST"
 // noNumber is the number of a request that became no build. Zuul wants one, and no stop: with it can mean a build of ours.
 const noNumber = -1
 
+// countedWithin is how soon the cache shows a build that was created, if it ever does: what was deleted at once is never seen.
+const countedWithin = 5 * time.Second
+
 // maxUUID is the longest unique a ZuulBuild can tell.
 const maxUUID = 4096
 
@@ -78,8 +81,8 @@ func (b *Bridge) awaitCounted(ctx context.Context, a *assignment) {
 	if a.existing() == nil || !errors.Is(a.job.Err(), gearman.ErrHandleLost) {
 		return
 	}
-	const interval, patience = 10 * time.Millisecond, 5 * time.Second // what was deleted at once is never seen
-	_ = wait.PollUntilContextTimeout(ctx, interval, patience, true, func(context.Context) (bool, error) {
+	within := cmp.Or(b.countedWithin, countedWithin)
+	_ = wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, within, true, func(context.Context) (bool, error) {
 		return b.Builds.Knows(a.key), nil
 	})
 }

@@ -199,7 +199,7 @@ func TestStopOfBuildJustMadeElsewhere(t *testing.T) {
 	}
 	must(t, f.api.Create(t.Context(), build))
 	f.awaitSeen(build, "the build", func(*v1alpha1.ZuulBuild) bool { return true })
-	cache.late.Store(5)
+	cache.late.Store(2)
 	if answer := askStop(t, zuul, unique); answer != gearman.PacketWorkComplete {
 		t.Errorf("stop: was answered with %v", answer)
 	}

@@ -156,6 +156,7 @@ func TestDescriptionForbiddenForMoments(t *testing.T) {
 	f := startBridge(t, address, func(bridge *Bridge) { bridge.Client = forbidding{bridge.Client, left} })
 	f.job("unit")
 	zuul := dialZuul(t, address, zuulclient.Zuul2)
+	zuul.Settling = patiently
 	must(t, zuul.AwaitRegistered(testContext(t), "set_description:"+testManager))
 	request := submit(t, zuul, zuulclient.Request{Job: "unit"})
 	awaitStart(t, request)

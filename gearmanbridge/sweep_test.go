@@ -65,11 +65,11 @@ func dialAdmin(t testing.TB, address string) *gearman.Admin {
 // checkNoJobs looks that gearmand has no job any more: one that it ignores and keeps would swallow a new one with the same unique.
 func checkNoJobs(t *testing.T, address string) {
 	t.Helper()
-	jobs, err := dialAdmin(t, address).ShowJobs(testContext(t))
-	must(t, err)
-	if len(jobs) > 0 {
-		t.Errorf("gearmand has jobs %+v", jobs)
-	}
+	gearmantest.Eventually(t, patience, "a gearmand without jobs", func() bool {
+		jobs, err := dialAdmin(t, address).ShowJobs(testContext(t))
+		must(t, err)
+		return len(jobs) == 0
+	})
 }
 
 // TestCancelledIsSwept: gearmand takes the cancellation of a running job and tells no worker (early-cancel). The build is stopped, whether it exists

@@ -54,6 +54,7 @@ func newTracer(t *testing.T, endpoint string) (*Tracer, *log) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tracer.flushTimeout = 30 * time.Second // on a busy machine
 	t.Cleanup(func() { tracer.Close(context.Background()) })
 	return tracer, l
 }
@@ -199,7 +200,7 @@ func TestDeadCollector(t *testing.T) {
 			tracer, l := newTracer(t, "http://"+listener.Addr().String())
 			tracer.flushTimeout = 50 * time.Millisecond
 			build := newBuild(nil)
-			const builds, patience = 2000, 10 * time.Second
+			const builds, patience = 2000, 30 * time.Second
 			begun := time.Now()
 			for range builds { // seven spans each: far more than the queue holds
 				tracer.Reported(reportOf(build))

@@ -292,13 +292,13 @@ func TestSlowPacketIsNoSilence(t *testing.T) {
 	server := newMockServer(t)
 	worker := startWorker(t, server.address(), []string{"f"}, func(w *gearman.Worker) {
 		w.PingInterval = 50 * time.Millisecond
-		w.PingTimeout = time.Second // longer than a loaded machine lets a byte wait, shorter than the packet takes
+		w.PingTimeout = 4 * time.Second // longer than a loaded machine lets a byte wait, shorter than the packet takes
 	})
 	server.accept()
 	server.expect(bytesSetClientID + bytesCanDoF + bytesGrab)
 	for i := range bytesAssignH1 {
 		server.send(bytesAssignH1[i : i+1])
-		time.Sleep(2 * time.Second / time.Duration(len(bytesAssignH1)))
+		time.Sleep(6 * time.Second / time.Duration(len(bytesAssignH1)))
 	}
 	next(t, "job", worker.jobs)
 	if len(worker.lost) > 0 {

@@ -243,7 +243,7 @@ func TestHalfOpenConnectionIsGivenUp(t *testing.T) {
 		proxy := gearmantest.NewProxy(t, address)
 		worker := startWorker(t, proxy.Address, []string{"f"}, func(w *gearman.Worker) {
 			w.PingInterval = 100 * time.Millisecond
-			w.PingTimeout = 2 * time.Second
+			w.PingTimeout = 5 * time.Second
 		})
 		client := dialClient(t, address)
 		submit(t, client, "f", "", "")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strconv"
@@ -234,16 +235,19 @@ func (s *state) server() string {
 }
 
 // choosePorts finds ports that are free now; between here and their use somebody else could take one, which then shows
-// in that component's log.
-func (s *state) choosePorts() (err error) {
+// in that component's log. All are listened at until the last is found, so that no two are the same.
+func (s *state) choosePorts() error {
 	host := s.Slot.hostAddress().String()
 	for _, port := range []struct {
 		address string
 		number  *int
 	}{{host, &s.APIServerPort}, {host, &s.DNSPort}, {"127.0.0.1", &s.EtcdPort}, {"127.0.0.1", &s.EtcdPeerPort}} {
-		if *port.number, err = freePort(port.address); err != nil {
-			return err
+		listener, err := net.Listen("tcp", net.JoinHostPort(port.address, "0"))
+		if err != nil {
+			return fmt.Errorf("find a free port: %w", err)
 		}
+		defer listener.Close()
+		*port.number = listener.Addr().(*net.TCPAddr).Port
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -63,8 +64,9 @@ func downForTest(t *testing.T, c *Cluster) {
 
 // footprint is what a cluster has on the machine.
 type footprint struct {
-	processes  []int
+	processes  []identity
 	namespaces map[string]bool // as /proc/PID/ns/* names them
+	seen       uint64          // when that was, as the start time of a process is told
 }
 
 func observe(t *testing.T, c *Cluster) footprint {
@@ -73,10 +75,11 @@ func observe(t *testing.T, c *Cluster) footprint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := footprint{namespaces: map[string]bool{}}
-	if seen.processes, err = groups.members(c.state.Slot.group()); err != nil {
+	members, err := groups.members(c.state.Slot.group())
+	if err != nil {
 		t.Fatal(err)
 	}
+	seen := footprint{namespaces: map[string]bool{}, seen: clock(t)}
 	own := map[string]bool{}
 	for _, kind := range []string{"net", "mnt", "pid", "ipc"} {
 		name, err := os.Readlink("/proc/self/ns/" + kind)
@@ -84,13 +87,32 @@ func observe(t *testing.T, c *Cluster) footprint {
 			t.Fatal(err)
 		}
 		own[name] = true
-		for _, pid := range seen.processes {
+		for _, pid := range members {
 			if name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind)); err == nil && !own[name] {
 				seen.namespaces[name] = true
 			}
 		}
 	}
+	for _, pid := range members {
+		if who, err := identify(pid); err == nil {
+			seen.processes = append(seen.processes, who)
+		}
+	}
 	return seen
+}
+
+// clock is the time since boot in clock ticks, of which the kernel tells users a hundred a second.
+func clock(t *testing.T) uint64 {
+	t.Helper()
+	content, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seconds float64
+	if _, err := fmt.Sscan(string(content), &seconds); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(seconds * 100)
 }
 
 func (f footprint) checkGone(t *testing.T, c *Cluster) {
@@ -104,16 +126,26 @@ func (f footprint) checkGone(t *testing.T, c *Cluster) {
 	}
 }
 
+// later tells whether the process of a path below /proc began after the look: the kernel gives the number of a namespace that is gone to the next one.
+func (f footprint) later(path string) bool {
+	pid, err := strconv.Atoi(strings.Split(path, "/")[2])
+	if err != nil {
+		return false
+	}
+	who, err := identify(pid)
+	return err != nil || who.StartTime > f.seen
+}
+
 func (f footprint) remains(c *Cluster) []string {
 	var left []string
-	for _, pid := range f.processes {
-		if who, err := identify(pid); err == nil {
+	for _, who := range f.processes {
+		if who.alive() {
 			left = append(left, fmt.Sprintf("process %+v", who))
 		}
 	}
 	all, _ := filepath.Glob("/proc/[0-9]*/ns/*")
 	for _, path := range all {
-		if name, err := os.Readlink(path); err == nil && f.namespaces[name] {
+		if name, err := os.Readlink(path); err == nil && f.namespaces[name] && !f.later(path) {
 			left = append(left, path+" is "+name)
 		}
 	}

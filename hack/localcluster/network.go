@@ -212,16 +212,6 @@ func colons(address [4]byte) string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x", address[0], address[1], address[2], address[3])
 }
 
-// freePort asks the kernel for a port nobody listens on at this address.
-func freePort(address string) (int, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port, nil
-}
-
 // run runs a short command with this input and returns its output; the error says what it printed.
 func run(ctx context.Context, input string, name string, arguments ...string) (string, error) {
 	command := exec.CommandContext(ctx, name, arguments...)

@@ -81,14 +81,27 @@ func notInstalled(names []string, listing string) []string {
 	return missing
 }
 
+// aptPatience is how long another apt may be at work on this machine, as one that a timer has started: it is waited for rather than failed.
+const aptPatience = 10 * time.Minute
+
 func aptGet(ctx context.Context, arguments ...string) error {
-	// Another apt may be at work on this machine: wait for it rather than fail.
-	command := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=600"}, arguments...)...)
-	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(arguments, " "), err, lastLines(string(output), 20))
+	for deadline := time.Now().Add(aptPatience); ; {
+		// The timeout is of one of apt's locks alone. At the others it fails at once.
+		command := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=600"}, arguments...)...)
+		command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
+		output, err := command.CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if !strings.Contains(string(output), "Could not get lock") || time.Now().After(deadline) {
+			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(arguments, " "), err, lastLines(string(output), 20))
+		}
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return fmt.Errorf("apt-get %s: %w", strings.Join(arguments, " "), ctx.Err())
+		}
 	}
-	return nil
 }
 
 // forbidServiceStarts makes package installation start no service, by Debian's own means (invoke-rc.d asks policy-rc.d;

@@ -114,11 +114,7 @@ func withDefinitions(t *testing.T) {
 	if _, err := kubectl(t, nil, "--kubeconfig", access, "apply", "--kustomize", root+"/config/crd"); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range definitionNames {
-		if _, err := kubectl(t, nil, "--kubeconfig", access, "wait", "--for=condition=Established", "--timeout=60s", "crd/"+name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	awaitServed(t, c)
 }
 
 func makeNamespace(t *testing.T, c client.Client, name string, labels map[string]string) {

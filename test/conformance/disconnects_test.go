@@ -21,7 +21,7 @@ func disconnectCases() []testCase {
 	short := []string{"--grace-period", shortGrace.String()}
 	return []testCase{
 		{name: "server-down-long", on: bothKinds, own: true, flags: short, test: serverDownLong},
-		{name: "operator-crash", on: bothKinds, own: true, flags: short, test: operatorCrash},
+		{name: "operator-crash", on: bothKinds, own: true, test: operatorCrash},
 		{name: "graceful", on: bothKinds, own: true, test: graceful},
 		{name: "stale-handle", on: []*flavour{gearmand, oneRetry, geard}, own: true, test: staleHandle},
 		{name: "G-drop", on: failing, own: true, flags: short, test: dropFails},
@@ -298,7 +298,7 @@ func graceful(s *scene) {
 // twoReplicas: one leads, the other takes over when that one dies.
 func twoReplicas(s *scene) {
 	s.terminate() // it was started alone
-	lead := []string{"--leader-elect", "--leader-namespace", s.namespace}
+	lead := []string{"--leader-elect", "--leader-namespace", s.namespace, "--leader-lease", longLease}
 	first := s.startOperator(s.T, lead...)
 	_, err := first.AwaitLine(leads, patience)
 	s.must(err)

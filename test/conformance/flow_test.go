@@ -142,7 +142,7 @@ func fullIsSilent(s *scene) {
 	before := len(s.proxy().Recording())
 	s.exit(running.State().UUID, 0)
 	ended := s.end(running).Completed
-	s.eventuallyWithin(time.Second, "GRAB_JOB_UNIQ after a slot is free", func() bool {
+	s.eventuallyWithin(10*time.Second, "GRAB_JOB_UNIQ after a slot is free, sooner than anybody looks by himself", func() bool {
 		return slices.Contains(asks(before), gearman.PacketGrabJobUniq)
 	})
 	s.Logf("GRAB_JOB_UNIQ within %v", time.Since(ended))

@@ -35,7 +35,7 @@ func stopCases() []testCase {
 
 // atOnce is within how long stop: is answered however busy the machine is with other tests; what waits for a Pod or for its turn takes longer. How fast it is
 // make load measures.
-const atOnce = 5 * time.Second
+const atOnce = 15 * time.Second
 
 // stopRunning: the answer does not wait for the Pod, the build's own job ends when it is gone.
 func stopRunning(s *scene) {
@@ -295,7 +295,7 @@ func earlyCancel(s *scene) {
 	}
 	job := s.job(holds)
 	s.proxy().Delay(250 * time.Millisecond)
-	s.zuul.CancelPause = 4 * time.Second // Zuul's own is a second, which a machine that runs all tests at once may take for nothing
+	s.zuul.CancelPause = 15 * time.Second // Zuul's own is a second, which a machine that runs all tests at once may take for nothing
 	build := s.submit(zuulclient.Request{Job: job})
 	s.eventually("the job assigned", func() bool { return s.functions()["build:"+job].Running == 1 })
 	cancellation, err := build.Cancel(s.within())

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -122,7 +123,7 @@ func rollingUpgrade(s *scene) {
 	for _, build := range arrived {
 		s.expect(s.end(build), zuulclient.Decided, "SUCCESS")
 	}
-	killed := s.killLeader(leader, job)
+	killed, dead := s.killLeader(replicas, job)
 	looks := stopLooking()
 	made := history.counts()
 	for _, build := range append(builds, arrived...) {
@@ -136,7 +137,7 @@ func rollingUpgrade(s *scene) {
 		return
 	}
 	for _, replica := range replicas {
-		if replica != leader {
+		if replica != dead {
 			s.must(replica.Signal(syscall.SIGTERM))
 			s.ended(replica)
 		}
@@ -156,9 +157,10 @@ const usualLease = 15 * time.Second
 func (s *scene) killWithUsualLease(job string, start func() *programs.Program) time.Duration {
 	s.Helper()
 	replicas := []*programs.Program{start(), start()}
-	leader := s.awaitLeader(replicas)
+	s.awaitLeader(replicas)
 	s.eventually("the functions of both replicas", func() bool { return s.functions()["build:"+job].Workers >= len(replicas) })
-	return s.killLeader(leader, job)
+	took, _ := s.killLeader(replicas, job)
+	return took
 }
 
 // ended waits for the end of a replica.
@@ -171,16 +173,32 @@ func (s *scene) ended(replica *programs.Program) {
 	}
 }
 
+// took is the replica that took a build.
+func (s *scene) took(replicas []*programs.Program, unique string) *programs.Program {
+	s.Helper()
+	taken := regexp.MustCompile(`"Build taken",.*` + unique)
+	for _, replica := range replicas {
+		said, err := os.ReadFile(replica.LogFile)
+		s.must(err)
+		if taken.Match(said) {
+			return replica
+		}
+	}
+	s.Fatalf("no replica took build %s", unique)
+	return nil
+}
+
 // killLeader ends the leader as a crash does, while a build runs, and returns how long it took until Zuul heard of a new build.
-func (s *scene) killLeader(leader *programs.Program, job string) time.Duration {
+func (s *scene) killLeader(replicas []*programs.Program, job string) (took time.Duration, leader *programs.Program) {
 	s.Helper()
 	running := s.submit(zuulclient.Request{Job: job})
 	state, pod := s.running(running)
+	leader = s.took(replicas, state.UUID) // the lead may have moved, where the API server was slow
 	begun := time.Now()
 	leader.Kill()
 	next := s.submit(zuulclient.Request{Job: job})
 	s.started(next)
-	took := time.Since(begun)
+	took = time.Since(begun)
 	if s.flavour.geard {
 		s.expect(s.end(running), zuulclient.Retry, "")
 	} else {
@@ -192,5 +210,5 @@ func (s *scene) killLeader(leader *programs.Program, job string) time.Duration {
 	}
 	s.exit(next.State().UUID, 1)
 	s.expect(s.end(next), zuulclient.Decided, "FAILURE")
-	return took
+	return took, leader
 }

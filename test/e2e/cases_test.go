@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"fmt"
+	"runtime"
 	"strings"
 	"time"
 
@@ -149,6 +151,9 @@ const (
 // eat takes memory until there is none.
 const eat = `x=a; while true; do x="$x$x"; done`
 
+// mostCPUs are more than half of a node's, whose machine has that many: no two Pods that request them fit.
+var mostCPUs = fmt.Sprintf("%dm", runtime.NumCPU()*500+100)
+
 // caseGroups are all of them, in the order of docs/cases.md.
 var caseGroups = []caseGroup{
 	{name: "It ends by itself", cases: []podCase{
@@ -211,19 +216,19 @@ var caseGroups = []caseGroup{
 		{name: "missing-secret-volume", what: "a volume wants a Secret that does not exist, until the pending timeout",
 			spec:    timed(template(volume(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "missing"}})), 0, 12*time.Second, 0),
 			outcome: again, reason: "StartTimeout"},
-		{name: "init-never-ends", what: "an init container runs until the pending timeout", spec: timed(template(before(container("prepare", atEnd))), 0, 8*time.Second, 0),
+		{name: "init-never-ends", what: "an init container runs until the pending timeout", spec: timed(template(before(container("prepare", atEnd))), 0, 30*time.Second, 0),
 			outcome: again, reason: "StartTimeout", says: "init container prepare runs"},
 		{name: "no-command", what: "the command of the container does not exist", spec: template(podSpec(func(spec *corev1.PodSpec) { spec.Containers[0].Command = []string{"/no/such/command"} })),
 			outcome: decided, result: failure, reason: "StartError", says: "/no/such/command"},
 		{name: "unschedulable", what: "no node is as the Pod wants it, until the unscheduled timeout",
-			spec:    timed(template(podSpec(func(spec *corev1.PodSpec) { spec.NodeSelector = map[string]string{"example.org/none": "such"} })), 5*time.Second, 0, 0),
+			spec:    timed(template(podSpec(func(spec *corev1.PodSpec) { spec.NodeSelector = map[string]string{"example.org/none": "such"} })), 15*time.Second, 0, 0),
 			outcome: again, reason: "Unschedulable", says: "node(s) didn't match"},
-		{name: "no-room", what: "no node has the CPUs, until the unscheduled timeout", spec: timed(template(requests("1000")), 5*time.Second, 0, 0),
+		{name: "no-room", what: "no node has the CPUs, until the unscheduled timeout", spec: timed(template(requests("1000")), 15*time.Second, 0, 0),
 			outcome: again, reason: "Unschedulable", says: "Insufficient cpu"},
 		{name: "gated", what: "a scheduling gate holds the Pod back for longer than the unscheduled timeout, and is lifted",
 			spec: timed(template(podSpec(func(spec *corev1.PodSpec) {
 				spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.org/gate"}}
-			})), 3*time.Second, 0, 0),
+			})), 8*time.Second, 0, 0),
 			disturb: func(d *disturbance) { d.awaitGated(); d.liftGates() },
 			outcome: decided, result: success, reason: "Succeeded"},
 		{name: "quota", what: "the namespace's quota has no room, until the unscheduled timeout", full: true, spec: timed(script("true"), 5*time.Second, 0, 0),
@@ -270,8 +275,8 @@ var caseGroups = []caseGroup{
 			outcome: again, reason: "Disrupted", says: "EvictionByEvictionAPI"},
 		{name: "evicted-pending", what: "the Pod is evicted while an init container runs; it is made again", spec: template(before(container("prepare", "sleep 15"))),
 			disturb: func(d *disturbance) { d.awaitInit(); d.evict() }, outcome: decided, result: success, reason: "Succeeded", lostPods: 1},
-		{name: "preempted", what: "the scheduler preempts the Pod", spec: template(does(atEnd), requests("1100m")), node: "trusty",
-			disturb: func(d *disturbance) { d.awaitRunning(); d.preempt("1100m") }, outcome: again, reason: "Disrupted", says: "PreemptionByScheduler"},
+		{name: "preempted", what: "the scheduler preempts the Pod", spec: template(does(atEnd), requests(mostCPUs)), node: "trusty",
+			disturb: func(d *disturbance) { d.awaitRunning(); d.preempt(mostCPUs) }, outcome: again, reason: "Disrupted", says: "PreemptionByScheduler"},
 	}},
 	{name: "Something happens to its node", alone: true, cases: []podCase{
 		{name: "kubelet-restarted", what: "the kubelet is started again", spec: script("sleep 8"), node: "trusty",

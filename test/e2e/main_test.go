@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,8 +83,9 @@ func runWithCluster(m *testing.M) (code int, err error) {
 		cluster, err = localcluster.Open(name)
 	} else {
 		options := localcluster.Options{
-			Name: fmt.Sprintf("e2e-%d", os.Getpid()), Audit: true, ExtraArgs: apiServerArguments, KwokNodes: simulatedNodes(), Log: os.Stdout,
+			Name: clusterPrefix + strconv.Itoa(os.Getpid()), Audit: true, ExtraArgs: apiServerArguments, KwokNodes: simulatedNodes(), Log: os.Stdout,
 		}
+		clearAway(ctx)
 		cluster, err = localcluster.Up(ctx, options)
 		if err == nil {
 			defer func() {
@@ -102,6 +105,25 @@ func runWithCluster(m *testing.M) (code int, err error) {
 	}
 	code = m.Run()
 	return code, checkRights(begun, code == 0 && !filtered())
+}
+
+// clusterPrefix and the id of the process that runs the tests make the name of their cluster.
+const clusterPrefix = "e2e-"
+
+// clearAway takes down what is left of runs that were killed, whose clusters would take this one's processors.
+func clearAway(ctx context.Context) {
+	names, err := localcluster.List()
+	for _, name := range names {
+		pid, notOurs := strconv.Atoi(strings.TrimPrefix(name, clusterPrefix))
+		if notOurs != nil || !strings.HasPrefix(name, clusterPrefix) || !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			continue
+		}
+		fmt.Println("taking down", name, "of an earlier run")
+		err = errors.Join(err, localcluster.Down(ctx, name))
+	}
+	if err != nil {
+		fmt.Println("what an earlier run left could not all be taken down:", err)
+	}
 }
 
 // simulatedNodes is how many of them the tests need that are asked for. Each takes 110 Pods.
@@ -129,10 +151,13 @@ func prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	// kubectl wait fails at once on a definition so new that it has no conditions, and so is asked again.
+	// kubectl wait fails at once on a definition so new that it has no conditions, and kubectl get on one that is not told of yet.
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
 		err := run("wait", "--for=condition=Established", "--timeout=60s",
 			"crd/zuulbuilds.zuulbuild.dev", "crd/zuuljobs.zuulbuild.dev", "crd/zuulnodeclasses.zuulbuild.dev")
+		if err == nil {
+			err = run("get", "zuulbuilds,zuuljobs,zuulnodeclasses", "--all-namespaces")
+		}
 		if err == nil {
 			break
 		} else if time.Now().After(deadline) {
@@ -159,7 +184,7 @@ func prepare(ctx context.Context) error {
 		"pass":        `sleep "${SLEEP:-0}"`,
 		"fail":        `exit 3`,
 		"environment": `env -0 | base64 | tr -d '\n'`,
-		"long":        `trap 'exit 0' TERM; sleep 600 & wait`,
+		"long":        deaf,
 		"brief":       `true`,
 		"parameters":  `[ -z "${LONG+set}" ] && sha256sum <"$LONG_FILE" && printf %s "$P0$P1$P2$P3$P4" | sha256sum`,
 	} {
@@ -167,6 +192,9 @@ func prepare(ctx context.Context) error {
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 			Spec: v1alpha1.ZuulJobSpec{Image: "zuulbuild.test/busybox:1", Script: script,
 				Timeouts: &v1alpha1.Timeouts{Abort: &metav1.Duration{Duration: 2 * time.Second}}},
+		}
+		if name == "long" { // whose Pod is to be there a while after stop:
+			job.Spec.Timeouts.Abort.Duration = 10 * time.Second
 		}
 		if name == "brief" {
 			job.Spec.Retention = &v1alpha1.Retention{Pod: &metav1.Duration{}, Build: &metav1.Duration{Duration: 2 * time.Second}}
@@ -184,7 +212,7 @@ func prepare(ctx context.Context) error {
 // startOperator starts the program under test on a Gearman server.
 func startOperator(t *testing.T, gearman string, flags ...string) *programs.Program {
 	t.Helper()
-	operator, err := programs.Start(filepath.Join(t.TempDir(), "operator.log"), program, operatorArguments(gearman, flags...)...)
+	operator, err := programs.StartBound(filepath.Join(t.TempDir(), "operator.log"), program, operatorArguments(gearman, flags...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -389,14 +389,11 @@ func (s *scale) limits(entries []auditlog.Entry, names []string) (rows [][]any) 
 func (s *scale) writes(entries []auditlog.Entry, part scalePart) (rows [][]any) {
 	s.Helper()
 	writes := auditlog.Writes(entries, filepath.Base(program)+"/")
-	saysWait := func(write auditlog.Write) bool {
-		return write.Phase == v1alpha1.PhaseQueued || write.Phase == v1alpha1.PhaseStarting
-	}
 	var atOnce, waited []int
 	for _, name := range part.names() {
 		number := len(writes[name])
 		most := writesOfScaleBuild
-		if slices.ContainsFunc(writes[name], saysWait) {
+		if slices.ContainsFunc(writes[name], auditlog.Write.SaysWait) {
 			most++
 			waited = append(waited, number)
 		} else {

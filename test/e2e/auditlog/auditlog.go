@@ -110,14 +110,24 @@ func Writes(entries []Entry, program string) map[string][]Write {
 		if entry.ObjectRef.Resource == "events" {
 			name, _, _ = strings.Cut(name, ".")
 		}
-		write := Write{What: entry.What()}
-		build := v1alpha1.ZuulBuild{}
-		if entry.ObjectRef.Resource == "zuulbuilds" && entry.ObjectRef.Subresource == "status" && json.Unmarshal(entry.ResponseObject, &build) == nil {
-			write.Phase, write.Reason = build.Status.Phase, build.Status.Reason
-		}
-		writes[name] = append(writes[name], write)
+		writes[name] = append(writes[name], entry.Write())
 	}
 	return writes
+}
+
+// Write is the entry as a change.
+func (e *Entry) Write() Write {
+	write := Write{What: e.What()}
+	build := v1alpha1.ZuulBuild{}
+	if e.ObjectRef.Resource == "zuulbuilds" && e.ObjectRef.Subresource == "status" && json.Unmarshal(e.ResponseObject, &build) == nil {
+		write.Phase, write.Reason = build.Status.Phase, build.Status.Reason
+	}
+	return write
+}
+
+// SaysWait tells whether it says of a build that it waits, which costs one write more where that takes long.
+func (w Write) SaysWait() bool {
+	return w.Phase == v1alpha1.PhaseQueued || w.Phase == v1alpha1.PhaseStarting
 }
 
 // Pod is the Pod of a build.
