@@ -150,7 +150,7 @@ func TestWritesOfAnUndisturbedBuild(t *testing.T) {
 	want := []string{"POST pods", "PATCH zuulbuilds/status", "PATCH zuulbuilds/status", "DELETE pods", "DELETE zuulbuilds"}
 	ofBuild := slices.DeleteFunc(writes.all(), func(write string) bool { return write == "PATCH zuuljobs/status" }) // at most one a minute, see estimate.go
 	// The Pod is deleted once more where the cache does not show yet that it is.
-	ofBuild = slices.CompactFunc(ofBuild, func(a, b string) bool { return a == b && a == "DELETE pods" })
+	ofBuild = slices.CompactFunc(ofBuild, func(a, b string) bool { return a == "DELETE pods" && b == "DELETE pods" })
 	if diff := cmp.Diff(want, ofBuild); diff != "" {
 		t.Errorf("writes (-want +got):\n%s", diff)
 	}
