@@ -62,6 +62,15 @@ func (l *aloneBuilds) prolong(key types.NamespacedName) {
 	}
 }
 
+// prolongAll begins all grace periods anew.
+func (l *aloneBuilds) prolongAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key := range l.since {
+		l.since[key] = time.Now()
+	}
+}
+
 // knownBehaviour is which program a Gearman server is, once that is known.
 type knownBehaviour struct {
 	value atomic.Pointer[gearman.Behaviour]
@@ -91,11 +100,26 @@ func (b *Bridge) graceOf(build *v1alpha1.ZuulBuild) time.Duration {
 // grace period may be over then without the server having had its say.
 func (b *Bridge) unasked(build *v1alpha1.ZuulBuild) bool {
 	s := b.sessionOf(build)
-	if s == nil || b.graceOf(build) == 0 {
-		return false
-	}
+	return s != nil && b.graceOf(build) > 0 && (s.settled.Load() == nil || b.stoodStill(s))
+}
+
+// stoodStill tells whether a server was not asked for much longer than it should have been.
+func (b *Bridge) stoodStill(s *session) bool {
 	last := s.settled.Load()
-	return last == nil || time.Since(*last) > b.GracePeriod/2
+	return last != nil && time.Since(*last) > max(b.GracePeriod/2, 2*b.nextSettling())
+}
+
+// handsOver tells whether a build is to be the leader's, because this replica cannot reach the server that may know it, and another one may.
+func (b *Bridge) handsOver(build *v1alpha1.ZuulBuild) bool {
+	s := b.sessionOf(build)
+	return s != nil && !s.reached.Load() && b.graceOf(build) > 0 && b.Replicas != nil && !b.leads.Load() && b.Replicas.Others()
+}
+
+// handOver has a build be of no replica, and so the leader's, which asks the server.
+func (b *Bridge) handOver(ctx context.Context, build *v1alpha1.ZuulBuild) error {
+	left := build.DeepCopy()
+	delete(left.Labels, v1alpha1.LabelReplica)
+	return client.IgnoreNotFound(b.Client.Patch(ctx, left, client.MergeFrom(build)))
 }
 
 // sessionOf the server a build came from; nil if it is served no more.
@@ -124,7 +148,11 @@ func (b *Bridge) settleRegularly(ctx context.Context, s *session) {
 		case <-timer.C:
 		}
 		next := b.nextSettling()
+		if b.stoodStill(s) {
+			b.alone.prolongAll() // what is tried first after that may well be in vain
+		}
 		err := b.settle(ctx, s, connected)
+		s.reached.Store(err == nil)
 		s.settled.Store(new(time.Now()))
 		if err == nil {
 			level = slog.LevelWarn
@@ -146,7 +174,11 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	builds, err := b.listAlone(ctx, s)
-	if err != nil || len(builds) == 0 && !identify && s.behaviour.value.Load() != nil {
+	if err != nil {
+		return err
+	}
+	unoffered, err := b.unoffered(ctx, s)
+	if err != nil || len(builds)+len(unoffered) == 0 && s.kept.Load() == nil && !identify && s.behaviour.value.Load() != nil {
 		return err
 	}
 	for i := range builds {
@@ -174,8 +206,8 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 			b.notify(ctx, s.server.Name, key) // its grace period is over
 			continue
 		}
-		if buildName(builds[i].Spec.UUID) != builds[i].Name {
-			continue // a unique that could not be stored as it was, which gearmand cannot be asked for
+		if !askable(&builds[i]) {
+			continue
 		}
 		known, err := admin.KnowsUnique(ctx, builds[i].Spec.UUID)
 		switch {
@@ -194,7 +226,10 @@ func (b *Bridge) settle(ctx context.Context, s *session, identify bool) error {
 			b.metrics.orphans.WithLabelValues(string(orphanUnknown)).Inc()
 		}
 	}
-	return nil
+	if behaviour != gearman.Gearmand {
+		unoffered = nil // no job comes back
+	}
+	return b.keep(ctx, s, admin, unoffered)
 }
 
 // listAlone lists the builds of a server that are alone and that this replica is to see to.

@@ -87,13 +87,14 @@ type Bridge struct {
 	slots       slots
 	sessions    []*session
 	describer   describer
-	refusals    rate.Sometimes          // how often a command that is refused is told of
-	leads, led  atomic.Bool             // whether this replica leads, and whether it ever did
-	replan      chan event.GenericEvent // holds one while the functions and limits are to be looked at again, though no object has changed
-	reporters   map[string]*reporter    // by the server whose builds they report
+	refusals    rate.Sometimes            // how often a command that is refused is told of
+	leads, led  atomic.Bool               // whether this replica leads, and whether it ever did
+	lastCut     atomic.Pointer[time.Time] // when this replica was last seen to be cut off from the API server; nil for never
+	replan      chan event.GenericEvent   // holds one while the functions and limits are to be looked at again, though no object has changed
+	reporters   map[string]*reporter      // by the server whose builds they report
 
 	// 0: the constants, for which tests cannot wait, or too long ones for a busy machine
-	forbiddenFor, countedWithin time.Duration
+	forbiddenFor, countedWithin, behindFor time.Duration
 }
 
 // session is what runs for one Gearman server: stop: on a connection of its own, so that it never waits behind builds (protocol section 6).
@@ -108,6 +109,10 @@ type session struct {
 	behaviour   knownBehaviour
 	// settled is when the builds that are alone were looked at last, and the server was asked about them, be it in vain; nil for never.
 	settled atomic.Pointer[time.Time]
+	// reached is whether it could be.
+	reached atomic.Bool
+	// kept are the functions that are offered for the sake of lost jobs alone; nil for none.
+	kept atomic.Pointer[map[string]target]
 	// connected is whether management is, and ready whether all was registered once.
 	connected, ready atomic.Bool
 }
@@ -190,9 +195,9 @@ func poolID(manager string, s capacity.Scope) string {
 // setFunctions offers the functions to every server, under the limits.
 func (b *Bridge) setFunctions(functions map[string]target, l capacity.Limits) error {
 	b.slots.setLimits(l)
-	planned := planPools(functions, &l)
+	b.functions.offer(functions)
 	for _, s := range b.sessions {
-		if err := s.builds.set(planned); err != nil {
+		if err := s.builds.set(planPools(s.withKept(functions), &l)); err != nil {
 			return err
 		}
 	}
@@ -279,6 +284,22 @@ func setupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 type functionTable struct {
 	mu      sync.RWMutex
 	targets map[string]target
+	offered map[string]target // those that the jobs have now; never changed
+}
+
+// offer notes the functions that the jobs have.
+func (t *functionTable) offer(functions map[string]target) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.offered = functions
+}
+
+// offers tells whether a job has the function of a target, be it another one than then.
+func (t *functionTable) offers(wanted target) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	_, offered := t.offered[wanted.function()]
+	return offered
 }
 
 func (t *functionTable) lookup(function string) (target, bool) {

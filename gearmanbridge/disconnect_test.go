@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -137,6 +138,113 @@ func TestNotAskedIsNotAbandoned(t *testing.T) {
 		}
 		proxy.Delay(0)
 		f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+			t.Errorf("result %q after %d starts", state.Result, state.Starts)
+		}
+	})
+}
+
+// TestVainAfterStandstill: the first question after the machine has stood still is in vain, because the network is not there yet.
+func TestVainAfterStandstill(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f := startBridge(t, proxy.Address, func(bridge *Bridge) { bridge.GracePeriod, bridge.SweepInterval = 20*time.Second, time.Hour })
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.runs(build)
+		key := f.awaitListener(build).key
+		f.bridge.Follow() // so that the job does not come back at once
+		session := f.bridge.sessions[0]
+		gearmantest.Eventually(t, patience, "a server that is known", func() bool { return session.settled.Load() != nil })
+		proxy.Refuse(true)
+		proxy.Cut()
+		f.awaitAlone()
+		gearmantest.Eventually(t, patience, "the grace period begun", func() bool { return f.bridge.alone.knows(key) })
+		past := time.Now().Add(-time.Minute)
+		f.bridge.alone.mu.Lock()
+		f.bridge.alone.since[key] = past
+		f.bridge.alone.mu.Unlock()
+		session.settled.Store(&past)
+		token(session.reconnected) // as the timer would, which is due
+		gearmantest.Eventually(t, patience, "a question in vain", func() bool { return session.settled.Load().After(past) })
+		f.bridge.notify(t.Context(), "zuul", key)
+		time.Sleep(5 * unaskedCheck) // nothing shows that nothing happens
+		if f.build(build.Name).Spec.Abort {
+			t.Error("the build was stopped after one question in vain")
+		}
+		proxy.Refuse(false)
+		f.bridge.Lead()
+		f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+			t.Errorf("result %q after %d starts", state.Result, state.Starts)
+		}
+	})
+}
+
+// TestFunctionOfALostJob: a job is disabled while its build runs, and the connection is lost. gearmand gives the job to nobody but who offers its function,
+// so that goes on until the build is reported, be it complete before.
+func TestFunctionOfALostJob(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		for name, completeFirst := range map[string]bool{"it runs": false, "it is complete": true} {
+			t.Run(name, func(t *testing.T) {
+				proxy := gearmantest.NewProxy(t, address)
+				f := startBridge(t, proxy.Address, often)
+				job := f.job("unit")
+				request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+				awaitStart(t, request)
+				build := f.build(request.State().UUID)
+				f.runs(build)
+				f.awaitListener(build)
+				f.changeJob(job, func(job *v1alpha1.ZuulJob) { job.Spec.Disabled = true })
+				f.awaitRegistered("unit", reasonDisabled)
+				proxy.Refuse(true)
+				proxy.Cut()
+				f.awaitAlone()
+				if completeFirst {
+					f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+					f.awaitSeen(build, "the end of the build", (*v1alpha1.ZuulBuild).Complete)
+				}
+				proxy.Refuse(false)
+				if !completeFirst {
+					f.awaitListener(build)
+					f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+				}
+				if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
+					t.Errorf("result %q after %d starts", state.Result, state.Starts)
+				}
+				gearmantest.Eventually(t, patience, "the function offered no more", func() bool {
+					functions, err := dialAdmin(t, address).Status(testContext(t))
+					must(t, err)
+					return !slices.ContainsFunc(functions, func(f gearman.FunctionStatus) bool { return f.Name == "build:unit" && f.Workers > 0 })
+				})
+			})
+		}
+	})
+}
+
+// TestCutOffFromGearmandAlone: who cannot ask gearmand about its builds leaves them to the replica that leads.
+func TestCutOffFromGearmandAlone(t *testing.T) {
+	onEveryGearmand(t, func(t *testing.T, address string) {
+		proxy := gearmantest.NewProxy(t, address)
+		f, _ := startReplica(t, proxy.Address, nil)
+		f.job("unit")
+		request := submit(t, dialZuul(t, address, zuulclient.Zuul2), zuulclient.Request{Job: "unit"})
+		awaitStart(t, request)
+		build := f.build(request.State().UUID)
+		f.runs(build)
+		f.awaitListener(build)
+		f.bridge.Follow()
+		proxy.Refuse(true)
+		proxy.Cut()
+		left := f.awaitBuild(build.Name, "to be of no replica", func(build *v1alpha1.ZuulBuild) bool { return build.Labels[v1alpha1.LabelReplica] == "" })
+		if left.Spec.Abort {
+			t.Error("the build was stopped by who could not ask about it")
+		}
+		f.ends(build, v1alpha1.PhaseSucceeded, "SUCCESS")
+		proxy.Refuse(false)
+		f.bridge.Lead()
 		if state := awaitEnd(t, request); state.Result != "SUCCESS" || state.Starts != 1 {
 			t.Errorf("result %q after %d starts", state.Result, state.Starts)
 		}

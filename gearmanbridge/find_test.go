@@ -118,3 +118,47 @@ func TestFindAmongNamespaces(t *testing.T) {
 		})
 	}
 }
+
+// TestKeyOf: a request is for the build of its unique, though the ZuulJob has moved to another namespace since.
+func TestKeyOf(t *testing.T) {
+	scheme := runtime.NewScheme()
+	must(t, v1alpha1.AddToScheme(scheme))
+	const unique = "0123456789abcdef0123456789abcdef"
+	build := func(namespace string, change func(*v1alpha1.ZuulBuild)) client.Object {
+		build := &v1alpha1.ZuulBuild{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: unique, Labels: map[string]string{v1alpha1.LabelGearmanServer: "zuul"}},
+			Spec:       v1alpha1.ZuulBuildSpec{Job: "unit", Node: "big", UUID: unique},
+		}
+		if change != nil {
+			change(build)
+		}
+		return build
+	}
+	for name, test := range map[string]struct {
+		builds []client.Object
+		unique string
+		want   string // namespace
+	}{
+		"new":                     {nil, unique, "now"},
+		"there":                   {[]client.Object{build("now", nil)}, unique, "now"},
+		"moved":                   {[]client.Object{build("before", nil)}, unique, "before"},
+		"in both":                 {[]client.Object{build("before", nil), build("now", nil)}, unique, "now"},
+		"of another job":          {[]client.Object{build("before", func(b *v1alpha1.ZuulBuild) { b.Spec.Job = "other" })}, unique, "now"},
+		"for another class":       {[]client.Object{build("before", func(b *v1alpha1.ZuulBuild) { b.Spec.Node = "" })}, unique, "now"},
+		"of another server":       {[]client.Object{build("before", func(b *v1alpha1.ZuulBuild) { b.Labels[v1alpha1.LabelGearmanServer] = "other" })}, unique, "now"},
+		"by hand, with its UUID":  {[]client.Object{build("before", func(b *v1alpha1.ZuulBuild) { b.Name = "by-hand" })}, unique, "now"},
+		"without a unique":        {[]client.Object{build("before", func(b *v1alpha1.ZuulBuild) { b.Spec.UUID = "" })}, "", "now"},
+		"without, and one of its": {[]client.Object{build("before", nil)}, "", "now"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(test.builds...).
+				WithIndex(&v1alpha1.ZuulBuild{}, indexUUID, func(object client.Object) []string { return []string{object.(*v1alpha1.ZuulBuild).Spec.UUID} }).Build()
+			b := &Bridge{Client: api}
+			wanted := target{key: types.NamespacedName{Namespace: "now", Name: "unit"}, job: "unit", class: "big"}
+			key := b.keyOf(t.Context(), &session{server: Server{Name: "zuul"}}, wanted, test.unique, unique)
+			if want := (types.NamespacedName{Namespace: test.want, Name: unique}); key != want {
+				t.Errorf("it is %s, want %s", key, want)
+			}
+		})
+	}
+}

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"zuulbuild.dev/zuulbuild/api/v1alpha1"
 	"zuulbuild.dev/zuulbuild/gearmanbridge/gearman"
@@ -31,6 +32,9 @@ const countedWithin = 5 * time.Second
 
 // maxUUID is the longest unique a ZuulBuild can tell.
 const maxUUID = 4096
+
+// joinByPayload is the unique of requests that gearmand joins where their payloads are the same. It names no build.
+const joinByPayload = "-"
 
 // refusal is a request that nothing can be made of.
 type refusal struct{ error }
@@ -52,13 +56,16 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 		})
 		return
 	}
-	name := buildName(job.Unique)
-	if job.Unique == "" {
+	unique := job.Unique
+	if unique == joinByPayload {
+		unique = ""
+	}
+	name := buildName(unique)
+	if unique == "" {
 		// Nobody will ever ask for this build again, so any name does.
 		name = "anonymous-" + strings.ToLower(rand.Text())
 	}
-	a := &assignment{job: job, server: s.server.Name, target: target, unique: job.Unique,
-		key: types.NamespacedName{Namespace: target.key.Namespace, Name: name}}
+	a := &assignment{job: job, server: s.server.Name, target: target, unique: unique, key: b.keyOf(ctx, s, target, unique, name)}
 	job.LogValues = a.logValues()
 	b.slots.assigned(p, func() { b.assignments.add(a) })
 	running.Go(func() {
@@ -73,6 +80,32 @@ func (b *Bridge) assigned(ctx context.Context, running *sync.WaitGroup, s *sessi
 		b.notify(ctx, a.server, a.key)
 		b.slots.wake()
 	})
+}
+
+// keyOf is where the build of a request is, or is to be: beside its ZuulJob, unless it was made when the job was in another namespace.
+func (b *Bridge) keyOf(ctx context.Context, s *session, t target, unique, name string) types.NamespacedName {
+	beside := types.NamespacedName{Namespace: t.key.Namespace, Name: name}
+	if unique == "" {
+		return beside
+	}
+	builds := v1alpha1.ZuulBuildList{}
+	err := b.Client.List(ctx, &builds, client.MatchingFields{indexUUID: storable(unique)},
+		client.MatchingLabels{v1alpha1.LabelGearmanServer: s.server.Name}, client.UnsafeDisableDeepCopy)
+	if err != nil { // the cache has ended
+		return beside
+	}
+	key := beside
+	for i := range builds.Items {
+		build := &builds.Items[i]
+		switch {
+		case build.Name != name || build.Spec.Job != t.job || build.Spec.Node != t.class:
+		case build.Namespace == beside.Namespace:
+			return beside
+		default:
+			key.Namespace = build.Namespace
+		}
+	}
+	return key
 }
 
 // awaitCounted waits until the cache shows the build of an assignment whose connection was lost just after it was created: in between nothing would
@@ -143,7 +176,9 @@ func (b *Bridge) accept(ctx context.Context, a *assignment) (_ *v1alpha1.ZuulBui
 			return build, requestCreated, nil
 		}
 		if apierrors.IsAlreadyExists(err) {
-			err = b.Live.Get(ctx, a.key, existing)
+			if err = b.Live.Get(ctx, a.key, existing); apierrors.IsNotFound(err) {
+				err = fmt.Errorf("ZuulBuild %s was there a moment ago", a.key) // which says nothing about the request
+			}
 		}
 	}
 	if err != nil {
@@ -221,11 +256,8 @@ func (b *Bridge) begin(ctx context.Context, a *assignment, build *v1alpha1.ZuulB
 	if err := a.job.Data(start.encode()); err != nil {
 		return err
 	}
-	if err := b.sendStatus(ctx, a, build); err != nil {
-		return err
-	}
 	a.started = true
-	return nil
+	return b.sendStatus(ctx, a, build)
 }
 
 // refuse gives a definite result to a request that has no ZuulBuild to put a message on: the log and Zuul's status.json tell it.

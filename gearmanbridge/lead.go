@@ -1,6 +1,7 @@
 package gearmanbridge
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -32,6 +33,9 @@ const (
 	// jobsUnseen is how long it may be silent before such a replica gives gearmand the jobs back that it has. Most outages of an API server are over by
 	// then, and the others have called this replica dead.
 	jobsUnseen = 2 * time.Minute
+	// behindFor is how long after that its cache may still lack what others did: client-go's reflectors wait for up to a minute before they ask again an
+	// API server that was away for long.
+	behindFor = time.Minute
 	// cutOffCheck is how often a replica looks whether it is cut off.
 	cutOffCheck = time.Second
 )
@@ -66,8 +70,16 @@ func (b *Bridge) cutOff(limit time.Duration) bool {
 }
 
 // answersCommands tells whether this replica takes stop: and set_description:. Until it leads for the first time another one answers, which has fresher
-// builds in its cache; so it is while it is cut off: it would call the builds unknown that were taken since, and they would not be stopped.
-func (b *Bridge) answersCommands() bool { return b.led.Load() && !b.cutOff(commandsUnseen) }
+// builds in its cache; so it is while it is cut off, and a while after: it would call the builds unknown that were taken since, and they would not be stopped.
+func (b *Bridge) answersCommands() bool {
+	return b.led.Load() && !b.cutOff(commandsUnseen) && !b.behind()
+}
+
+// behind tells whether this replica was cut off just now. Who leads is not, or only by what it did itself.
+func (b *Bridge) behind() bool {
+	last := b.lastCut.Load()
+	return last != nil && !b.leads.Load() && time.Since(*last) < cmp.Or(b.behindFor, behindFor)
+}
 
 // watchCutOff gives jobs back while this replica is cut off, and has commands taken again when it is no more.
 func (b *Bridge) watchCutOff(ctx context.Context) {
@@ -80,12 +92,16 @@ func (b *Bridge) watchCutOff(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		cut := b.led.Load() && b.cutOff(commandsUnseen)
+		silent := b.led.Load() && b.cutOff(commandsUnseen)
+		if silent {
+			b.lastCut.Store(new(time.Now()))
+		}
+		cut := silent || b.behind()
 		if cut && !wasCut {
 			b.Logger.Warn("The API server does not answer, and another replica may lead: commands are left to others")
 		}
 		if wasCut && !cut {
-			b.Logger.Info("The API server answers again: commands are taken")
+			b.Logger.Info("The API server answers again, or this replica leads: commands are taken")
 		}
 		if !cut {
 			b.wakeManagement() // it may have been asked to sleep by a cut too short to be seen here

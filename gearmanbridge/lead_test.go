@@ -213,7 +213,7 @@ func TestStopOfBuildJustMadeElsewhere(t *testing.T) {
 // the API server answers again.
 func TestCutOffLeavesCommands(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, address string) {
-		f, others := startReplica(t, address, nil)
+		f, others := startReplica(t, address, func(bridge *Bridge) { bridge.behindFor = time.Second })
 		f.job("unit")
 		gearmantest.Eventually(t, patience, "everything registered", f.bridge.Ready)
 		zuul := dialZuul(t, address, zuulclient.Zuul2)
@@ -308,4 +308,32 @@ func TestCutOffKeepsNoRequest(t *testing.T) {
 			t.Errorf("the request that waits in gearmand was answered: %v", packetTypes(state))
 		}
 	})
+}
+
+// TestBehind: after a cut the cache may be old for a while, and only who leads answers commands meanwhile.
+func TestBehind(t *testing.T) {
+	others := &mates{}
+	b := &Bridge{Replicas: others}
+	check := func(when string, answers bool) {
+		t.Helper()
+		if b.answersCommands() != answers {
+			t.Errorf("%s: it answers commands: %t", when, !answers)
+		}
+	}
+	check("before it has led", false)
+	b.leads.Store(true)
+	b.led.Store(true)
+	check("while it leads", true)
+	b.leads.Store(false)
+	check("when it leads no more", true)
+	others.cutOff(time.Hour)
+	check("while it is cut off", false)
+	others.cutOff(0)
+	b.lastCut.Store(new(time.Now().Add(-behindFor / 2)))
+	check("half a minute after", false)
+	b.leads.Store(true)
+	check("half a minute after, while it leads", true)
+	b.leads.Store(false)
+	b.lastCut.Store(new(time.Now().Add(-behindFor)))
+	check("a minute after", true)
 }

@@ -189,6 +189,10 @@ func (r *reporter) abandon(ctx context.Context, build *v1alpha1.ZuulBuild, liste
 	if r.bridge.unasked(build) {
 		return ctrl.Result{RequeueAfter: unaskedCheck}, nil
 	}
+	if r.bridge.handsOver(build) {
+		r.bridge.Logger.With(buildlog.Of(build)...).Info("The Gearman server cannot be asked about the lost job of the build; leaving that to the replica that leads", "gearmanServer", r.server)
+		return ctrl.Result{}, r.bridge.handOver(ctx, build)
+	}
 	r.bridge.Logger.With(buildlog.Of(build)...).Info("Nobody waits for the build any more; stopping it", "gearmanServer", r.server)
 	// From an old view it might be stopped, and counted, a second time. The new one is on its way to the cache then, and calls again.
 	err := r.bridge.abort(ctx, build, v1alpha1.AbortAbandoned, client.MergeFromWithOptimisticLock{})

@@ -153,5 +153,5 @@ func elapsed(build *v1alpha1.ZuulBuild, now time.Time) int64 {
 	if build.Status.CompletionTime != nil {
 		now = build.Status.CompletionTime.Time
 	}
-	return max(now.Sub(build.Status.StartTime.Time).Milliseconds(), 0)
+	return min(max(now.Sub(build.Status.StartTime.Time).Milliseconds(), 0), maxEstimate) // whatever the node's clock says
 }

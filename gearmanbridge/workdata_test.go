@@ -107,6 +107,7 @@ func TestElapsed(t *testing.T) {
 		"started by a clock ahead":   {at(time.Hour), nil, 0},
 		"ended before it had begun":  {at(time.Minute), at(0), 0},
 		"ended later than it is now": {at(0), at(2 * time.Hour), 7_200_000},
+		"started by a clock of 1970": {&metav1.Time{Time: time.Unix(0, 0)}, nil, maxEstimate},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -222,5 +222,5 @@ func TestDeadCollector(t *testing.T) {
 		})
 	}
 	// What fails to be sent is logged by whatever tracer is the newest, so it must not be that of another test.
-	gearmantest.Eventually(t, 10*time.Second, "an end to the last sending", func() bool { return goleak.Find(before) == nil })
+	gearmantest.Eventually(t, time.Minute, "an end to the last sending", func() bool { return goleak.Find(before) == nil })
 }
