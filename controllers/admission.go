@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -275,6 +276,10 @@ func (r *ZuulBuildReconciler) admit(ctx context.Context, s *scope) (bool, error)
 	if err := errors.Join(r.beginAdmission(ctx, s.now), r.readLimits(ctx)); err != nil {
 		return false, err
 	}
+	if settled, _ := r.Builds.Settled(client.ObjectKeyFromObject(s.build), s.build.UID); settled {
+		s.after = shortestRequeue // what counts the slots has not heard yet that its lost Pod is gone, and would take that one for the next
+		return true, nil
+	}
 	full, first := r.admission.ask(r.Builds, s.build, s.now)
 	if full == "" {
 		return false, nil
@@ -287,6 +292,7 @@ func (r *ZuulBuildReconciler) admit(ctx context.Context, s *scope) (bool, error)
 		s.after = left
 	} else {
 		s.wait(ReasonCapacityReached, "waits for a slot: "+full)
+		meta.RemoveStatusCondition(&s.build.Status.Conditions, v1alpha1.ConditionPodScheduled) // the clock of what refused its Pod before begins anew
 	}
 	return true, nil
 }

@@ -298,6 +298,51 @@ func TestWaitIsExplained(t *testing.T) {
 	}
 }
 
+// TestQuotaClockStandsWhileASlotIsWaitedFor: none of its clocks runs for a build that waits for a slot.
+func TestQuotaClockStandsWhileASlotIsWaitedFor(t *testing.T) {
+	h := newHarness(t)
+	h.request("a", "job", numbered(1))
+	builds := capacity.NewBuilds()
+	builds.SetBuild(h.build("a"))
+	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(0), Clock: clock.RealClock{}}
+	job := &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: &v1alpha1.Timeouts{Unscheduled: duration(time.Minute)}}}
+	s := &scope{build: h.build("a"), job: job, now: time.Now()}
+	s.forbidden("Pod", forbiddenPod(saysNoRoom))
+	s.now = s.now.Add(time.Hour)
+	if waits, err := r.admit(t.Context(), s); err != nil || !waits || s.build.Status.Reason != ReasonCapacityReached {
+		t.Fatalf("it waits for a slot: %t, error %v, %s", waits, err, s.build.Status.Reason)
+	}
+	s.now = s.now.Add(time.Hour)
+	if s.forbidden("Pod", forbiddenPod(saysNoRoom)); s.build.Complete() {
+		t.Errorf("refused for the second time it ended: %s", s.build.Status.Message)
+	}
+}
+
+// TestLostPodIsNotTakenForTheNext: what counts the slots has not heard yet that the lost Pod is gone.
+func TestLostPodIsNotTakenForTheNext(t *testing.T) {
+	h := newHarness(t)
+	h.request("a", "job", numbered(1))
+	build := h.build("a")
+	pod, _, err := buildPod(build, scriptJob(), nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	builds := capacity.NewBuilds()
+	builds.SetBuild(build)
+	builds.SetPod(pod)
+	r := &ZuulBuildReconciler{Client: h.api, Live: h.api, Builds: builds, Pods: &PodMemory{}, MaxBuilds: capacity.NewCeiling(1), Clock: clock.RealClock{}}
+	for _, gone := range []bool{false, true} {
+		if gone {
+			builds.DeletePod(client.ObjectKeyFromObject(pod))
+		}
+		s := &scope{build: build, now: time.Now()}
+		waits, err := r.admit(t.Context(), s)
+		if err != nil || waits == gone || waits && s.after != shortestRequeue {
+			t.Errorf("gone %t: it waits %t, error %v, again in %s", gone, waits, err, s.after)
+		}
+	}
+}
+
 // TestLeftPodCounts: a Pod whose build was deleted tells by itself what it counts for.
 func TestLeftPodCounts(t *testing.T) {
 	build := newBuild()

@@ -55,7 +55,7 @@ var stageBuckets = []float64{1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 
 
 // waitReasons are why builds that have not started may wait, with those words of the kubelet that are known.
 var waitReasons = []string{
-	ReasonCapacityReached, ReasonReplacingPod, ReasonRetryDelayed, ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonForbidden, ReasonScheduling,
+	ReasonCapacityReached, ReasonReplacingPod, ReasonRetryDelayed, ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonFailedCreate, ReasonForbidden, ReasonScheduling,
 	ReasonSchedulingGated, ReasonUnschedulable, ReasonContainerCreating, ReasonInitializing, "ErrImagePull", "ImagePullBackOff",
 	"CreateContainerConfigError", "CreateContainerError",
 }
@@ -72,7 +72,7 @@ var reasonsOf = map[string][]string{
 	ResultInvalidRequest: {ReasonInvalidRequest},
 	ResultRetryLimit:     {ReasonRetryLimit},
 	resultNone: {
-		ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonUnschedulable, ReasonStartTimeout, ReasonDisrupted, ReasonRejected, ReasonNodeLost,
+		ReasonQuotaExceeded, ReasonOperatorForbidden, ReasonFailedCreate, ReasonUnschedulable, ReasonStartTimeout, ReasonDisrupted, ReasonRejected, ReasonNodeLost,
 		ReasonPodDeleted, ReasonAbandoned, ReasonUnknown,
 	},
 }

@@ -165,6 +165,36 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 	}
 }
 
+// TestPodThatEndedIsEvicted: a drain of the node gives a Pod that has ended the sign of a disruption, and then deletes it.
+func TestPodThatEndedIsEvicted(t *testing.T) {
+	for name, deleted := range map[string]bool{"there still": false, "gone": true} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.job("job")
+			h.request("b", "job", numbered(1), func(spec *v1alpha1.ZuulBuildSpec) { spec.JobRef = &v1alpha1.JobReference{Name: "job"} })
+			r := h.uncached()
+			reconcile := func() {
+				t.Helper()
+				if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: h.namespace, Name: "b"}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			reconcile()
+			h.schedule("b")
+			succeeded := []podOption{withPhase(podSucceeded), ended("build", 0, "Completed")}
+			h.report("b", succeeded...)
+			r.Pods.note(h.pod("b"))
+			h.report("b", append(succeeded, withCondition(corev1.DisruptionTarget, corev1.ConditionTrue, "EvictionByEvictionAPI", "", 0))...)
+			r.Pods.note(h.pod("b"))
+			if deleted {
+				h.deletePod("b", client.GracePeriodSeconds(0))
+			}
+			reconcile()
+			h.awaitVerdict("b", v1alpha1.PhaseSucceeded, "SUCCESS", "Succeeded")
+		})
+	}
+}
+
 // TestPodTakenAwayAtOnce: the same with all parts at work.
 func TestPodTakenAwayAtOnce(t *testing.T) {
 	h := newHarness(t)

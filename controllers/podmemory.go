@@ -157,10 +157,16 @@ func (m *PodMemory) note(pod *corev1.Pod) {
 	}
 	m.change(build, func(b *rememberedBuild) {
 		b.add(pod.UID)
-		if podTerminal(pod) && pod.DeletionTimestamp == nil {
+		if podTerminal(pod) && pod.DeletionTimestamp == nil && !disruptedSince(b.ended, pod) {
 			b.ended = pod
 		}
 	})
+}
+
+// disruptedSince tells a Pod that had ended before somebody wanted it gone: an eviction, as of a node that is drained, and the taint manager give that
+// condition to one that has ended, too, before they delete it. A Pod that ended because of it has the condition before, or with its end.
+func disruptedSince(ended, pod *corev1.Pod) bool {
+	return ended != nil && ended.UID == pod.UID && podCondition(ended, corev1.DisruptionTarget) == nil && podCondition(pod, corev1.DisruptionTarget) != nil
 }
 
 func (b *rememberedBuild) add(pod types.UID) {

@@ -33,12 +33,13 @@ const (
 	// The infrastructure too often in a row: a result, so that Zuul does not run the job again.
 	ReasonRetryLimit = "RetryLimit"
 
-	// Why a build that has not ended is where it is. QuotaExceeded and OperatorForbidden for too long are verdicts of the infrastructure, too.
+	// Why a build that has not ended is where it is. QuotaExceeded, OperatorForbidden and FailedCreate for too long are verdicts of the infrastructure, too.
 	ReasonCapacityReached   = "CapacityReached"
 	ReasonReplacingPod      = "ReplacingPod"
 	ReasonRetryDelayed      = "RetryDelayed"
 	ReasonQuotaExceeded     = "QuotaExceeded"
 	ReasonOperatorForbidden = "OperatorForbidden"
+	ReasonFailedCreate      = "FailedCreate"
 	ReasonScheduling        = "Scheduling"
 	ReasonSchedulingGated   = "SchedulingGated"
 	ReasonContainerCreating = "ContainerCreating"

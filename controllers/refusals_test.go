@@ -2,15 +2,19 @@ package controllers
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -118,6 +122,77 @@ func TestForbidden(t *testing.T) {
 		if status.Phase != c.ends || status.Result != result || status.Reason != c.reason || !strings.Contains(status.Message, says) {
 			t.Errorf("%s: in the end %s %q, %s: %q", says, status.Phase, status.Result, status.Reason, status.Message)
 		}
+	}
+}
+
+func TestServerFault(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	for name, c := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"a webhook that does not answer": {errNoWebhook, true},
+		"not available":                  {apierrors.NewServiceUnavailable("not now"), true},
+		"too late":                       {apierrors.NewTimeoutError("etcd", 1), true},
+		"too many requests":              {apierrors.NewTooManyRequests("later", 1), true},
+		"wrapped":                        {fmt.Errorf("create: %w", errNoWebhook), true},
+		"larger than etcd stores":        {apierrors.NewInternalError(errors.New("etcdserver: request is too large")), false},
+		"forbidden":                      {apierrors.NewForbidden(pods, "b", errors.New("no")), false},
+		"invalid":                        {apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "b", nil), false},
+		"no answer":                      {errors.New("connection refused"), false},
+	} {
+		if got := serverFault(c.err); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+var (
+	errNoWebhook = apierrors.NewInternalError(errors.New(`failed calling webhook "w.example.org": connection refused`))
+	errNoPolicy  = apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "b",
+		field.ErrorList{field.Forbidden(nil, "failed to configure binding: paramKind not yet synced to use for admission")})
+)
+
+// TestFailedCreate: a fault of the API server is waited for, and no longer than for a node.
+func TestFailedCreate(t *testing.T) {
+	job := &v1alpha1.ZuulJob{Spec: v1alpha1.ZuulJobSpec{Timeouts: &v1alpha1.Timeouts{Unscheduled: duration(time.Minute)}}}
+	for name, c := range map[string]struct {
+		err    error
+		leaves bool // its slot
+	}{
+		"a webhook":  {errNoWebhook, true},
+		"a policy":   {errNoPolicy, false},
+		"a time-out": {apierrors.NewTimeoutError("etcd", 1), false},
+	} {
+		s := &scope{build: zuulBuild("job"), job: job, now: created}
+		if done, err := s.notCreated("Pod", c.err); !done || err != nil || s.refused != c.leaves || s.after != quotaRetry {
+			t.Errorf("%s: done %t, error %v, leaves its slot %t, again in %s", name, done, err, s.refused, s.after)
+		}
+		if status := s.build.Status; status.Phase != v1alpha1.PhaseStarting || status.Reason != ReasonFailedCreate || !strings.Contains(status.Message, c.err.Error()) {
+			t.Errorf("%s: %s, %s: %s", name, status.Phase, status.Reason, status.Message)
+		}
+		s.now = created.Add(time.Minute)
+		if done, err := s.notCreated("Pod", c.err); !done || err != nil || s.build.Status.Phase != v1alpha1.PhaseLost || s.build.Status.Reason != ReasonFailedCreate {
+			t.Errorf("%s: in the end done %t, error %v, %s, %s", name, done, err, s.build.Status.Phase, s.build.Status.Reason)
+		}
+	}
+}
+
+// TestLongRefusal: the API server quotes what it refuses, and takes no condition of more than 32 KiB.
+func TestLongRefusal(t *testing.T) {
+	h := newHarness(t)
+	h.start()
+	h.job("job", func(spec *v1alpha1.ZuulJobSpec) {
+		spec.Image, spec.Script = "", ""
+		spec.Template = &corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"long": strings.Repeat("ü", 18_000)}},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "build", Image: "example.org/image"}}},
+		}
+	})
+	h.request("b", "job", numbered(1))
+	message := h.awaitVerdict("b", v1alpha1.PhaseFailed, "FAILURE", "InvalidPod").Status.Message
+	if len(message) > maxMessage || !utf8.ValidString(message) || !strings.HasSuffix(message, " …") {
+		t.Errorf("message of %d bytes: %q", len(message), message)
 	}
 }
 

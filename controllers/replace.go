@@ -66,7 +66,7 @@ func neverBegan(pod *corev1.Pod) bool {
 func (s *scope) losePod(v *verdict) {
 	status := &s.build.Status
 	status.LostPods = append(status.LostPods, v1alpha1.LostPod{
-		UID: s.pod.UID, NodeName: s.pod.Spec.NodeName, Reason: v.reason, Message: v.message,
+		UID: s.pod.UID, NodeName: s.pod.Spec.NodeName, Reason: v.reason, Message: short(v.message),
 		CreationTime: s.pod.CreationTimestamp, LostTime: metav1.NewTime(s.now.Truncate(time.Second)),
 	})
 	status.PodName, status.NodeName, status.PodCreationTime, status.ScheduledTime = "", "", nil, nil

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -63,12 +64,24 @@ func (s *scope) facts() facts {
 	return f
 }
 
+// maxMessage is what is kept of a message, in bytes: an API server quotes what it refuses, however long that is, and takes no condition of over 32 KiB.
+const maxMessage = 4096
+
+// short is a message as far as it is kept, in valid UTF-8.
+func short(message string) string {
+	const more = " …"
+	if len(message) <= maxMessage {
+		return message
+	}
+	return strings.ToValidUTF8(message[:maxMessage-len(more)], "") + more
+}
+
 // explain says what a build that has not started waits for. A message that changes while the reason stays is not worth a write.
 func (s *scope) explain(reason, message string) {
 	if s.build.Status.Phase == v1alpha1.PhaseStarting && s.build.Status.Reason == reason {
 		return
 	}
-	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, message
+	s.build.Status.Phase, s.build.Status.Reason, s.build.Status.Message = v1alpha1.PhaseStarting, reason, short(message)
 }
 
 // wait says what a build that may not have its Pod yet waits for: what it waited for first, for which of several limits it is changes often.
@@ -94,7 +107,7 @@ func (s *scope) end(v *verdict) {
 	v = withPolicy(v, s.job)
 	v = limited(v, s.build, s.losses, maxAttemptsOf(s.job))
 	status := &s.build.Status
-	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, v.message
+	status.Phase, status.Result, status.Reason, status.Message = v.phase, v.result, v.reason, short(v.message)
 	completed := metav1.NewTime(s.now.Truncate(time.Second))
 	status.CompletionTime = &completed
 	s.condition(v1alpha1.ConditionComplete, metav1.ConditionTrue, v.reason, v.message)
@@ -103,7 +116,7 @@ func (s *scope) end(v *verdict) {
 
 func (s *scope) condition(kind string, status metav1.ConditionStatus, reason, message string) {
 	meta.SetStatusCondition(&s.build.Status.Conditions, metav1.Condition{
-		Type: kind, Status: status, Reason: reason, Message: message,
+		Type: kind, Status: status, Reason: reason, Message: short(message),
 		ObservedGeneration: s.build.Generation, LastTransitionTime: metav1.NewTime(s.now),
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -80,15 +81,25 @@ func (r *ZuulBuildReconciler) ensurePod(ctx context.Context, s *scope) (bool, er
 		return true, nil
 	case apierrors.IsAlreadyExists(err):
 		return true, r.adopt(ctx, s)
-	default:
-		return s.notCreated("Pod", err)
+	case serverFault(err): // which may have made it all the same
+		switch err := r.Live.Get(ctx, client.ObjectKeyFromObject(pod), &corev1.Pod{}); {
+		case err == nil:
+			return true, r.adopt(ctx, s)
+		case !apierrors.IsNotFound(err):
+			return false, err
+		}
 	}
+	return s.notCreated("Pod", err)
 }
 
 // notCreated is what becomes of a build where the API server does not take its Pod, or what the Pod needs.
 func (s *scope) notCreated(what string, err error) (bool, error) {
-	s.refused = apierrors.IsForbidden(err)
+	s.refused = apierrors.IsForbidden(err) || serverFault(err) && strings.Contains(err.Error(), "webhook") // other faults may have made it all the same
 	switch {
+	case serverFault(err) || policyNotReady(err):
+		limit := timeoutsOf(s.job, s.class).unscheduled
+		s.awaitLeave(ReasonFailedCreate, err, quotaRetry, limit, lost(ReasonFailedCreate, "the API server could not make the %s within %s: %v", what, limit, err))
+		return true, nil
 	case apierrors.IsForbidden(err):
 		s.forbidden(what, err)
 		return true, nil
@@ -98,6 +109,22 @@ func (s *scope) notCreated(what string, err error) (bool, error) {
 	default:
 		return false, err
 	}
+}
+
+// serverFault tells an answer that is about the API server, or about what it asks, such as a webhook that does not answer. Without a limit the build
+// would wait for that without a word. No answer at all is not among them: who cannot reach the API server cannot write a verdict either.
+func serverFault(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || tooLarge(err) {
+		return false
+	}
+	code := status.Status().Code
+	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests
+}
+
+// policyNotReady tells the words of an API server that has not read yet what a ValidatingAdmissionPolicy needs, as when it has just started.
+func policyNotReady(err error) bool {
+	return strings.Contains(err.Error(), "failed to configure policy") || strings.Contains(err.Error(), "failed to configure binding")
 }
 
 // tooLarge tells an object that is more than the API server reads, or than etcd stores: the API server passes on what etcd, or its own client of

@@ -222,7 +222,7 @@ func (r *ZuulBuildReconciler) readPod(ctx context.Context, s *scope) (bool, erro
 			r.Pods.remember(s.build, pod)
 		}
 	}
-	if ended := r.Pods.endOf(s.build); ended != nil && !s.build.Complete() && (s.pod == nil || s.pod.DeletionTimestamp != nil) {
+	if ended := r.Pods.endOf(s.build); ended != nil && !s.build.Complete() && (s.pod == nil || s.pod.DeletionTimestamp != nil || disruptedSince(ended, s.pod)) {
 		s.pod = ended.DeepCopy()
 	}
 	return false, client.IgnoreNotFound(err)
@@ -258,6 +258,9 @@ func (r *ZuulBuildReconciler) refuse(ctx context.Context, s *scope) (bool, error
 		if exists, err := r.jobExists(ctx, s.build); err != nil || exists {
 			s.after = shortestRequeue
 			return true, err
+		}
+		if old, err := r.viewIsOld(ctx, s); old || err != nil { // it may have had its Pod
+			return old, err
 		}
 		s.end(failed(ReasonJobNotFound, "no ZuulJob in namespace %s goes by the name %q", s.build.Namespace, s.build.Spec.Job))
 	default:
