@@ -244,6 +244,8 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"a token for open metrics":     {"metrics: {secure: false, serviceMonitor: {enabled: true, tokenSecret: {name: a}}}", "metrics.serviceMonitor.tokenSecret: that is for"},
 		"a token for nobody":           {"metrics: {serviceMonitor: {tokenSecret: {name: a}}}", "metrics.serviceMonitor.tokenSecret: that is for"},
 		"no port of DNS":               {"networkPolicy: {dnsPorts: []}", "at '/networkPolicy/dnsPorts': minItems"},
+		"a port open for Gearman":      {"{gearman: {servers: [{address: 'gearman.example.org:0443'}]}, networkPolicy: {apiServerCidrs: [192.0.2.1/32]}}", "networkPolicy.apiServerCidrs: port 443 is open to every host for gearman.servers"},
+		"a port open for traces":       {"{tracing: {endpoint: 'https://collector.example.org'}, networkPolicy: {apiServerCidrs: [192.0.2.1/32]}}", "networkPolicy.apiServerCidrs: port 443 is open to every host for tracing.endpoint"},
 		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
 	for name, test := range tests {
