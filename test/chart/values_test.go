@@ -246,6 +246,17 @@ func TestMistakesPeopleMake(t *testing.T) {
 		"no port of DNS":               {"networkPolicy: {dnsPorts: []}", "at '/networkPolicy/dnsPorts': minItems"},
 		"a port open for Gearman":      {"{gearman: {servers: [{address: 'gearman.example.org:0443'}]}, networkPolicy: {apiServerCidrs: [192.0.2.1/32]}}", "networkPolicy.apiServerCidrs: port 443 is open to every host for gearman.servers"},
 		"a port open for traces":       {"{tracing: {endpoint: 'https://collector.example.org'}, networkPolicy: {apiServerCidrs: [192.0.2.1/32]}}", "networkPolicy.apiServerCidrs: port 443 is open to every host for tracing.endpoint"},
+		"a manager's long name":        {"manager: " + strings.Repeat("a", 120), "at '/manager': maxLength"},
+		"a name with a dot":            {"nameOverride: zuul.build", "at '/nameOverride'"},
+		"a full name with a dot":       {"fullnameOverride: zuul.build", "at '/fullnameOverride'"},
+		"no name of a Service":         {"fullnameOverride: 2builds", "at '/fullnameOverride'"},
+		"an ingress's address":         {"pages: {ingress: {enabled: true, host: 'https://builds.example.org'}}", "at '/pages/ingress/host'"},
+		"an ingress's port":            {"pages: {ingress: {enabled: true, host: 'builds.example.org:8443'}}", "at '/pages/ingress/host'"},
+		"a route's address":            {"pages: {httpRoute: {enabled: true, host: 'https://builds.example.org', parentRefs: [{name: a}]}}", "at '/pages/httpRoute/host'"},
+		"a policy of no traffic":       {"pages: {service: {externalTrafficPolicy: Local}}", "pages.service.externalTrafficPolicy: that is for type NodePort or LoadBalancer"},
+		"a class of no balancer":       {"pages: {service: {type: NodePort, loadBalancerClass: a}}", "pages.service.loadBalancerClass: that is for type LoadBalancer, not NodePort"},
+		"ranges of no balancer":        {"gearman: {embedded: {enabled: true, service: {loadBalancerSourceRanges: [192.0.2.0/24]}}}", "gearman.embedded.service.loadBalancerSourceRanges: that is for type LoadBalancer, not ClusterIP"},
+		"a collector's port":           {"tracing: {endpoint: 'http://collector:65536'}", "tracing.endpoint: a port from 1 to 65535 was expected, not 65536"},
 		"a collector without a scheme": {"tracing: {endpoint: 'collector:4318'}", "at '/tracing/endpoint'"},
 	}
 	for name, test := range tests {

@@ -171,7 +171,13 @@ HOST[:PORT] of the string .address of the value .where, taken apart as the opera
   "log-level" .Values.logLevel
 }}
 {{- if include "zuulbuild.metricsCertificate" . }}{{ $_ := set $options "metrics-cert-dir" "/etc/zuulbuild/metrics" }}{{ end }}
-{{- with .Values.tracing.endpoint }}{{ $_ := set $options "trace-endpoint" . }}{{ end }}
+{{- with .Values.tracing.endpoint }}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default "80" }}
+{{- if not (and (regexMatch "^[1-9][0-9]{0,4}$" $port) (le (int $port) 65535)) }}
+{{- fail (printf "tracing.endpoint: a port from 1 to 65535 was expected, not %s" $port) }}
+{{- end }}
+{{- $_ := set $options "trace-endpoint" . }}
+{{- end }}
 {{- if eq .Values.scope "namespaces" }}
 {{- $names := list }}
 {{- range .Values.buildNamespaces }}{{ $names = append $names .name }}{{ end }}
@@ -181,8 +187,18 @@ HOST[:PORT] of the string .address of the value .where, taken apart as the opera
 {{- $options | toJson }}
 {{- end }}
 
-{{/* Of a Service, what .service of the values says, but for its port and annotations. */}}
+{{/* Of a Service, what .service of the values, which is at .where, says, but for its port and annotations. */}}
 {{- define "zuulbuild.serviceType" -}}
+{{- $where := .where }}
+{{- with .service }}
+{{- if and .externalTrafficPolicy (eq .type "ClusterIP") }}
+{{- fail (printf "%s.externalTrafficPolicy: that is for type NodePort or LoadBalancer, not %s" $where .type) }}
+{{- end }}
+{{- range $key := list "loadBalancerClass" "loadBalancerSourceRanges" }}
+{{- if and (get $.service $key) (ne $.service.type "LoadBalancer") }}
+{{- fail (printf "%s.%s: that is for type LoadBalancer, not %s" $where $key $.service.type) }}
+{{- end }}
+{{- end }}
 type: {{ .type }}
 {{- with .externalTrafficPolicy }}
 externalTrafficPolicy: {{ . }}
@@ -193,6 +209,7 @@ loadBalancerClass: {{ . | quote }}
 {{- with .loadBalancerSourceRanges }}
 loadBalancerSourceRanges:
 {{- toYaml . | nindent 0 }}
+{{- end }}
 {{- end }}
 {{- end }}
 
