@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,26 +60,26 @@ func (r *ZuulBuildReconciler) sweep(ctx context.Context) error {
 	if err := r.List(ctx, &pods, client.HasLabels{v1alpha1.LabelBuild}, client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
+	var problems []error // one that cannot be deleted keeps no other
 	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if pod.DeletionTimestamp != nil || r.Clock.Since(pod.CreationTimestamp.Time) < orphanAge {
-			continue
-		}
-		if cause, err := r.orphanedIn(ctx, r, pod); err != nil {
-			return err
-		} else if cause == "" {
-			continue
-		}
-		// The cache may be late, the API server is not.
-		cause, err := r.orphanedIn(ctx, r.Live, pod)
-		if err != nil {
-			return err
-		}
-		if err := r.deleteOrphan(ctx, pod, cause); err != nil {
-			return err
-		}
+		problems = append(problems, r.sweepPod(ctx, &pods.Items[i]))
 	}
-	return nil
+	return errors.Join(problems...)
+}
+
+func (r *ZuulBuildReconciler) sweepPod(ctx context.Context, pod *corev1.Pod) error {
+	if pod.DeletionTimestamp != nil || r.Clock.Since(pod.CreationTimestamp.Time) < orphanAge {
+		return nil
+	}
+	if cause, err := r.orphanedIn(ctx, r, pod); err != nil || cause == "" {
+		return err
+	}
+	// The cache may be late, the API server is not.
+	cause, err := r.orphanedIn(ctx, r.Live, pod)
+	if err != nil {
+		return err
+	}
+	return r.deleteOrphan(ctx, pod, cause)
 }
 
 func (r *ZuulBuildReconciler) orphanedIn(ctx context.Context, reader client.Reader, pod *corev1.Pod) (string, error) {

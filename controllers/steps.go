@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -214,6 +215,9 @@ func (r *ZuulBuildReconciler) forceDelete(ctx context.Context, s *scope) (bool, 
 	}
 	if s.after = s.unreachableIn(); s.after > 0 {
 		return true, nil
+	}
+	if s.after = 0; ptr.Deref(s.pod.DeletionGracePeriodSeconds, 1) == 0 {
+		return true, nil // it was, and somebody's finalizer holds it
 	}
 	s.after = shortestRequeue
 	ctrl.LoggerFrom(ctx).Info("Pod deleted by force: its node does not answer", "pod", s.pod.Name, "node", s.pod.Spec.NodeName, "class", s.class.Name)
