@@ -1,6 +1,7 @@
 package v1alpha1_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,7 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -287,6 +290,70 @@ func TestTimeoutsAreChecked(t *testing.T) {
 				checkRefusal(t, api.Patch(t.Context(), object, patch, client.DryRunAll), want)
 			}
 		}
+	}
+}
+
+// TestReadableAlone: the API server takes no value that a client cannot decode, since then nobody could list any object of the kind. It is asked without types, for
+// the test could not decode it either.
+func TestReadableAlone(t *testing.T) {
+	api, namespace := newClient(t), apiserver.Namespace(t)
+	cpu := func(value string) string { return `"resources":{"limits":{"cpu":` + value + `}}` }
+	container := func(field string) string {
+		return `{"template":{"spec":{"containers":[{"name":"build","image":"i",` + field + `}]}}}`
+	}
+	divisor := func(value string) string {
+		return container(`"env":[{"name":"A","valueFrom":{"resourceFieldRef":{"resource":"limits.cpu","divisor":` + value + `}}}]`)
+	}
+	port := func(value string) string { return container(`"livenessProbe":{"tcpSocket":{"port":` + value + `}}`) }
+	refused := func(kind, spec string) error {
+		object := &unstructured.Unstructured{}
+		text := `{"apiVersion":"zuulbuild.dev/v1alpha1","kind":"` + kind + `","metadata":{"name":"readable"},"spec":` + spec + `}`
+		if err := object.UnmarshalJSON([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if kind == "ZuulJob" {
+			object.SetNamespace(namespace)
+		}
+		return api.Create(t.Context(), object, client.DryRunAll)
+	}
+	quantities := map[string]string{
+		`"1e1.5"`: "cpu", `"1e.5"`: "cpu", `"1e99999999999999999999"`: "cpu", `"1e2147483648"`: "cpu", `"1E-1000"`: "cpu", `"1 Gi"`: "cpu", `1.5`: "cpu",
+		`"` + strings.Repeat("9", 65) + `"`: "cpu", `"` + strings.Repeat("9", 64) + `"`: "",
+		`"1.5Gi"`: "", `"2"`: "", `2`: "", `"1e3"`: "", `"1E-3"`: "", `"-.5e+999"`: "", `"1."`: "", `"100m"`: "", `"1E"`: "",
+	}
+	for value, want := range quantities {
+		t.Run("quantity "+value, func(t *testing.T) {
+			checkRefusal(t, refused("ZuulJob", `{"image":"i","script":"s",`+cpu(value)+`}`), want)
+			checkRefusal(t, refused("ZuulNodeClass", `{`+cpu(value)+`}`), want)
+			checkRefusal(t, refused("ZuulJob", divisor(value)), strings.Replace(want, "cpu", "divisor", 1))
+			if want == "" {
+				quantity := resource.Quantity{}
+				if err := json.Unmarshal([]byte(value), &quantity); err != nil {
+					t.Error("accepted, but:", err)
+				}
+			}
+		})
+	}
+	for value, want := range map[string]string{`3000000000`: "port", `-3000000000`: "port", `1.5`: "port", `8080`: "", `"web"`: "", `"3000000000"`: ""} {
+		t.Run("port "+value, func(t *testing.T) { checkRefusal(t, refused("ZuulJob", port(value)), want) })
+	}
+	job := &v1alpha1.ZuulJob{ObjectMeta: metav1.ObjectMeta{Name: "timed", Namespace: namespace}, Spec: v1alpha1.ZuulJobSpec{Image: "i", Script: "s"}}
+	create(t, api, job)
+	for value, want := range map[string]string{
+		"2026-05-04t03:02:01z": "estimateTime", "2026-05-04T03:02:01+99:00": "estimateTime", "2026-05-04T03:02:01x5Z": "estimateTime",
+		"2026-05-04T03:02:01ZT": "estimateTime", "2026-02-30T03:02:01Z": "estimateTime", "2026-05-04": "estimateTime",
+		"2026-05-04T03:02:01Z": "", "2026-05-04T23:59:59.123456789+23:59": "",
+	} {
+		t.Run("time "+value, func(t *testing.T) {
+			object := &unstructured.Unstructured{}
+			object.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("ZuulJob"))
+			object.SetNamespace(namespace)
+			object.SetName(job.Name)
+			checkRefusal(t, api.Status().Patch(t.Context(), object, mergePatch(fmt.Sprintf(`{"status":{"estimateTime":%q}}`, value)), client.DryRunAll), want)
+			if err := json.Unmarshal([]byte(fmt.Sprintf("%q", value)), &metav1.Time{}); want == "" && err != nil {
+				t.Error("accepted, but:", err)
+			}
+		})
 	}
 }
 

@@ -1,4 +1,4 @@
-// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours, and bounds integers.
+// Command crdtrim removes the descriptions of Kubernetes' own types from the CustomResourceDefinitions in a folder and leaves ours, and bounds integers, quantities and times.
 // A Pod template with its descriptions makes a CRD of 600 KiB, more than `kubectl apply` can put into its annotation (256 KiB) and much of what Helm can store.
 package main
 
@@ -15,6 +15,16 @@ import (
 
 // foreign are the properties, anywhere in our types, that hold a type of Kubernetes'.
 var foreign = map[string]bool{"template": true, "resources": true, "tolerations": true, "conditions": true}
+
+// quantity is the pattern that Kubernetes generates for a quantity, with an exponent of at most three digits. Its own takes exponents that no client parses, as in 1e1.5, and
+// some that take one minutes, as in 1e2147483648. A million digits do so, too.
+const (
+	quantity    = `^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]{1,3}))?$`
+	maxQuantity = 64 // characters
+)
+
+// dateTime is what Go reads as a time, if the format finds its date right. The format alone takes small letters, and zones of 99 hours.
+const dateTime = `^[0-9-]{10}T([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`
 
 func main() {
 	if len(os.Args) != 2 {
@@ -68,7 +78,13 @@ func trimProperties(schema *apiextensionsv1.JSONSchemaProps, within bool) {
 	if within {
 		schema.Description = ""
 	}
-	if schema.Format == "int32" { // which the API server of Kubernetes 1.34 does not check, and then no operator could read the object, nor any list with it
+	// What the API server takes and no client can decode, no operator could read, nor any list with it.
+	switch {
+	case schema.XIntOrString && schema.Pattern != "": // only quantities have one
+		schema.Pattern, schema.MaxLength = quantity, ptr.To[int64](maxQuantity)
+	case schema.Format == "date-time":
+		schema.Pattern = dateTime
+	case schema.XIntOrString, schema.Format == "int32": // of an integer, which the API server of Kubernetes 1.34 does not check; bounds are not for the strings
 		if schema.Minimum == nil {
 			schema.Minimum = ptr.To[float64](math.MinInt32)
 		}

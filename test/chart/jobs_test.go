@@ -43,6 +43,7 @@ func TestJobsAreCheckedAsTheAPIServerDoes(t *testing.T) {
 		{"image: i, script: s, nodes: [a, a]", true, false},
 		{"image: i, script: s, censor: [{name: a}, {name: a}]", true, false},
 		{"image: i, script: s, maxBuilds: 3000000000", false, false},
+		{"image: i, script: s, resources: {limits: {cpu: 1e1.5}}", false, false},
 	} {
 		file, values := filepath.Join(t.TempDir(), "values.yaml"), fmt.Sprintf("jobs: {a: {spec: {%s}}}\n", test.spec)
 		if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
