@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -144,11 +145,16 @@ func (r *finishedReconciler) jobOf(ctx context.Context, builds []v1alpha1.ZuulBu
 }
 
 // deleteBuilds deletes builds as they were seen, and tells whether one has changed since: it may have been annotated, so it is to be looked at again
-// first. Their Pods go with them.
+// first. Their Pods go with them. A build whose Pod has not ended stays until that is gone, as on a node that does not answer: without its build the Pod would count as one
+// that runs.
 func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) (changed bool, err error) {
 	for _, expiry := range gone {
 		build := expiry.build
 		if build.DeletionTimestamp != nil {
+			continue
+		}
+		if stays, problem := r.podStays(ctx, build); stays || problem != nil {
+			err = errors.Join(err, problem)
 			continue
 		}
 		named := &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: build.Namespace, Name: build.Name}}
@@ -162,4 +168,13 @@ func (r *finishedReconciler) deleteBuilds(ctx context.Context, gone []expiry) (c
 		}
 	}
 	return changed, err
+}
+
+// podStays tells whether the cache shows the Pod of a build, not ended.
+func (r *finishedReconciler) podStays(ctx context.Context, build *v1alpha1.ZuulBuild) (bool, error) {
+	pod := &corev1.Pod{}
+	if err := r.Get(ctx, client.ObjectKeyFromObject(build), pod, client.UnsafeDisableDeepCopy); err != nil {
+		return false, client.IgnoreNotFound(err)
+	}
+	return ownedBy(pod, build) && !podTerminal(pod), nil
 }

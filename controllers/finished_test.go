@@ -156,6 +156,32 @@ func TestRetentionOfAChangedJob(t *testing.T) {
 	h.awaitNames("")
 }
 
+// TestRetentionOnADeadNode: a build stays as long as its Pod does that no node ends, since without it the Pod would have a slot.
+func TestRetentionOnADeadNode(t *testing.T) {
+	h := newHarness(t)
+	h.job("job", func(spec *v1alpha1.ZuulJobSpec) { spec.Retention = &v1alpha1.Retention{Build: duration(time.Hour)} })
+	stop, _ := h.start()
+	h.request("lost", "job", numbered(1))
+	h.run("lost")
+	h.deletePod("lost")
+	stop()
+
+	h.ahead = time.Hour
+	stop, _ = h.start()
+	h.awaitVerdict("lost", v1alpha1.PhaseLost, "", ReasonNodeLost)
+	h.request("later", "job", numbered(2), func(spec *v1alpha1.ZuulBuildSpec) { spec.Abort = true })
+	h.awaitPhase("later", v1alpha1.PhaseAborted)
+	stop()
+
+	h.ahead = 10 * time.Hour
+	stop, _ = h.start()
+	h.awaitNames("lost") // which would go before the later one
+	stop()
+	h.deletePod("lost", client.GracePeriodSeconds(0))
+	h.start()
+	h.awaitNames("")
+}
+
 // TestDeletedAsSeen: a build that somebody changed since it was seen is looked at again first, and one that cannot be deleted holds up no other.
 func TestDeletedAsSeen(t *testing.T) {
 	h := newHarness(t)
