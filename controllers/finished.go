@@ -131,7 +131,8 @@ func (r *finishedReconciler) finished(ctx context.Context, job types.NamespacedN
 	return builds.Items, err
 }
 
-// jobOf finds the ZuulJob of builds that have a job name in common, as the newest of them refers to it.
+// jobOf finds the ZuulJob of builds that have a job name in common: the one that the newest of them refers to if it goes by that name, else the one that does. Who makes a
+// build by hand may let it refer to any job, which has no say in what is kept of this one.
 func (r *finishedReconciler) jobOf(ctx context.Context, builds []v1alpha1.ZuulBuild) (*v1alpha1.ZuulJob, error) {
 	newest := &builds[0]
 	for i := range builds {
@@ -139,8 +140,14 @@ func (r *finishedReconciler) jobOf(ctx context.Context, builds []v1alpha1.ZuulBu
 			newest = &builds[i]
 		}
 	}
+	name := newest.Spec.Job
 	s := &scope{build: newest}
 	_, err := r.readJob(ctx, s)
+	if err != nil || newest.Spec.JobRef == nil || s.job != nil && s.job.GearmanName() == name {
+		return s.job, err
+	}
+	s = &scope{build: &v1alpha1.ZuulBuild{ObjectMeta: metav1.ObjectMeta{Namespace: newest.Namespace}, Spec: v1alpha1.ZuulBuildSpec{Job: name}}}
+	_, err = r.readJob(ctx, s)
 	return s.job, err
 }
 

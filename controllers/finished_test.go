@@ -156,6 +156,41 @@ func TestRetentionOfAChangedJob(t *testing.T) {
 	h.awaitNames("")
 }
 
+// TestRetentionOfAnotherJob: a build that refers to a job of another name, or to none that is there, does not decide what is kept of the job whose name it has.
+func TestRetentionOfAnotherJob(t *testing.T) {
+	h := newHarness(t)
+	keep := func(d time.Duration) func(*v1alpha1.ZuulJobSpec) {
+		return func(spec *v1alpha1.ZuulJobSpec) { spec.Retention = &v1alpha1.Retention{Build: duration(d)} }
+	}
+	h.job("unit", keep(720*time.Hour))
+	h.job("trial", keep(30*time.Minute))
+	h.job("gone-name", keep(30*time.Minute))
+	stop, _ := h.start()
+	for i, build := range []struct{ name, job, ref string }{
+		{"older", "unit", ""}, {"newest", "unit", "trial"},
+		{"old-gone", "gone-name", ""}, {"new-gone", "gone-name", "gone"},
+		{"old-own", "nowhere", ""}, {"new-own", "nowhere", "trial"},
+	} {
+		h.request(build.name, build.job, numbered(int64(i+1)), func(spec *v1alpha1.ZuulBuildSpec) {
+			spec.Abort = true
+			if build.ref != "" {
+				spec.JobRef = &v1alpha1.JobReference{Name: build.ref}
+			}
+		})
+		h.eventually(func() string {
+			if h.build(build.name).Complete() {
+				return ""
+			}
+			return build.name + " has not ended"
+		})
+	}
+	stop()
+
+	h.ahead = time.Hour
+	h.start()
+	h.awaitNames("new-own newest old-own older")
+}
+
 // TestRetentionOnADeadNode: a build stays as long as its Pod does that no node ends, since without it the Pod would have a slot.
 func TestRetentionOnADeadNode(t *testing.T) {
 	h := newHarness(t)
