@@ -144,6 +144,8 @@ func TestVerdictIsGivenOnce(t *testing.T) {
 		{"another of both", `{"phase":"Failed","result":"FAILURE"}`, succeeded, once},
 		{"result removed", succeeded, `{"result":null}`, once},
 		{"result added", lost, `{"result":"SUCCESS"}`, once},
+		{"another reason", `{"phase":"Lost","reason":"NodeLost"}`, `{"reason":"ContainerCreating"}`, once},
+		{"a reason added", lost, `{"reason":"ContainerCreating"}`, once},
 		{"running again", `{"phase":"Aborted","result":"ABORTED"}`, `{"phase":"Running"}`, once},
 		{"back to Queued by default", lost, `{"phase":null}`, once},
 		{"no such phase", `{}`, `{"phase":"Sleeping"}`, "status.phase"},

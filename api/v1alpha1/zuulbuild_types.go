@@ -155,7 +155,7 @@ type LostPod struct {
 // ZuulBuildStatus is what became of it. Only the controllers write it, and only the bridge writes the description. The verdict is given once: the
 // API server refuses a second one, so that a late writer with an old view cannot change what Zuul was told.
 //
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.phase) || !(oldSelf.phase in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (has(self.phase) && self.phase == oldSelf.phase && has(self.result) == has(oldSelf.result) && (!has(self.result) || self.result == oldSelf.result))",message="the verdict on a build is given once"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.phase) || !(oldSelf.phase in ['Succeeded', 'Failed', 'Aborted', 'Lost']) || (has(self.phase) && self.phase == oldSelf.phase && has(self.result) == has(oldSelf.result) && (!has(self.result) || self.result == oldSelf.result) && has(self.reason) == has(oldSelf.reason) && (!has(self.reason) || self.reason == oldSelf.reason))",message="the verdict on a build is given once"
 type ZuulBuildStatus struct {
 	// phase is a one-word summary.
 	// +optional
