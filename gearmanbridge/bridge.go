@@ -197,7 +197,9 @@ func (b *Bridge) setFunctions(functions map[string]target, l capacity.Limits) er
 	b.slots.setLimits(l)
 	b.functions.offer(functions)
 	for _, s := range b.sessions {
-		if err := s.builds.set(planPools(s.withKept(functions), &l)); err != nil {
+		all := s.withKept(functions)
+		b.functions.merge(all)
+		if err := s.builds.set(planPools(all, &l)); err != nil {
 			return err
 		}
 	}
@@ -294,12 +296,12 @@ func (t *functionTable) offer(functions map[string]target) {
 	t.offered = functions
 }
 
-// offers tells whether a job has the function of a target, be it another one than then.
+// offers tells whether a job has the function of a target, be it another one than then, or may have it, because the jobs were not looked at yet.
 func (t *functionTable) offers(wanted target) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	_, offered := t.offered[wanted.function()]
-	return offered
+	return offered || t.offered == nil
 }
 
 func (t *functionTable) lookup(function string) (target, bool) {

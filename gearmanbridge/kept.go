@@ -18,7 +18,7 @@ import (
 // unoffered lists the builds of a server, complete or not, whose function no ZuulJob has and whose job is not here.
 func (b *Bridge) unoffered(ctx context.Context, s *session) (builds []*v1alpha1.ZuulBuild, err error) {
 	if !b.leads.Load() {
-		return nil, nil // two that offer a function would each wait for the other to offer it no more
+		return nil, nil // who takes no jobs need offer nothing for their sake
 	}
 	all := v1alpha1.ZuulBuildList{}
 	err = b.Client.List(ctx, &all, client.MatchingLabels{v1alpha1.LabelGearmanServer: s.server.Name}, client.UnsafeDisableDeepCopy)
@@ -67,14 +67,18 @@ func (b *Bridge) keep(ctx context.Context, s *session, admin *gearman.Admin, bui
 			}
 		}
 	}
-	if before := s.kept.Swap(&kept); before == nil && len(kept) > 0 || before != nil && !maps.Equal(*before, kept) {
-		b.functions.merge(kept)
-		b.lookAgain()
+	var now *map[string]target
+	if len(kept) > 0 {
+		now = &kept
 	}
+	if before := s.kept.Swap(now); before == nil && now == nil || before != nil && maps.Equal(*before, kept) {
+		return nil
+	}
+	b.lookAgain()
 	return nil
 }
 
-// withKept adds to the functions of the jobs those that are kept for lost jobs of the server.
+// withKept adds to the functions of the jobs those that are kept for lost jobs of the server; the jobs' own go before.
 func (s *session) withKept(functions map[string]target) map[string]target {
 	kept := s.kept.Load()
 	if kept == nil || len(*kept) == 0 {

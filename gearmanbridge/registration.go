@@ -62,7 +62,6 @@ func (r *registrar) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result,
 		return ctrl.Result{}, err
 	}
 	functions, registrations := plan(jobs.Items, names)
-	r.bridge.functions.merge(functions)
 	if err := r.bridge.setFunctions(functions, capacity.NewLimits(r.bridge.MaxBuilds.Builds(), jobs.Items, classes.Items)); err != nil {
 		return ctrl.Result{}, err
 	}
