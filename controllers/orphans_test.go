@@ -28,6 +28,14 @@ func (h *harness) uncached() *ZuulBuildReconciler {
 	}
 }
 
+// round has a reconciler look at a build once.
+func (h *harness) round(r *ZuulBuildReconciler, name string) {
+	h.Helper()
+	if _, err := r.Reconcile(h.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: h.namespace, Name: name}}); err != nil {
+		h.Fatal(err)
+	}
+}
+
 // TestSweep: Pods without a build are deleted and counted, others are left alone.
 func TestSweep(t *testing.T) {
 	h := newHarness(t)
@@ -120,17 +128,11 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			h.job("job")
 			h.request("b", "job", numbered(1), func(spec *v1alpha1.ZuulBuildSpec) { spec.JobRef = &v1alpha1.JobReference{Name: "job"} })
 			r := h.uncached()
-			reconcile := func() {
-				t.Helper()
-				if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: h.namespace, Name: "b"}}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			reconcile()
+			h.round(r, "b")
 			h.schedule("b")
 			h.report("b", withPhase(podRunning), runningNow("build"))
 			if c.recorded {
-				reconcile()
+				h.round(r, "b")
 				h.awaitPhase("b", v1alpha1.PhaseRunning)
 			}
 			if c.restart {
@@ -149,12 +151,12 @@ func TestPodThatEndedIsTakenAway(t *testing.T) {
 			if c.foreign {
 				r.Pods.note(h.pod("b"))
 			}
-			reconcile()
+			h.round(r, "b")
 			build := h.build("b")
 			if build.Status.Phase != c.phase || build.Status.Reason != c.reason {
 				t.Errorf("the build ended %s, %s: %s; want %s, %s", build.Status.Phase, build.Status.Reason, build.Status.Message, c.phase, c.reason)
 			}
-			reconcile()
+			h.round(r, "b")
 			if r.Pods.endOf(build) != nil {
 				t.Error("the Pod is remembered though the build has its verdict")
 			}
@@ -173,13 +175,7 @@ func TestPodThatEndedIsEvicted(t *testing.T) {
 			h.job("job")
 			h.request("b", "job", numbered(1), func(spec *v1alpha1.ZuulBuildSpec) { spec.JobRef = &v1alpha1.JobReference{Name: "job"} })
 			r := h.uncached()
-			reconcile := func() {
-				t.Helper()
-				if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: h.namespace, Name: "b"}}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			reconcile()
+			h.round(r, "b")
 			h.schedule("b")
 			succeeded := []podOption{withPhase(podSucceeded), ended("build", 0, "Completed")}
 			h.report("b", succeeded...)
@@ -189,7 +185,7 @@ func TestPodThatEndedIsEvicted(t *testing.T) {
 			if deleted {
 				h.deletePod("b", client.GracePeriodSeconds(0))
 			}
-			reconcile()
+			h.round(r, "b")
 			h.awaitVerdict("b", v1alpha1.PhaseSucceeded, "SUCCESS", "Succeeded")
 		})
 	}

@@ -132,6 +132,18 @@ func TestPodVanishesBetweenLeaders(t *testing.T) {
 	}
 }
 
+// cache is one as the operator has it, of the harness's namespace, that does not run yet.
+func (h *harness) cache() cache.Cache {
+	h.Helper()
+	options := CacheOptions(h.namespace)
+	options.Scheme = testScheme(h.T)
+	objects, err := cache.New(apiserver.Config(h), options)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return objects
+}
+
 // run has a cache follow the API server until the test ends.
 func run(t *testing.T, objects cache.Cache) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -162,12 +174,7 @@ func (h *harness) podOf(name string) *v1alpha1.ZuulBuild {
 // TestWatchPods: the memory follows a cache.
 func TestWatchPods(t *testing.T) {
 	h := newHarness(t)
-	options := CacheOptions(h.namespace)
-	options.Scheme = testScheme(t)
-	objects, err := cache.New(apiserver.Config(t), options)
-	if err != nil {
-		t.Fatal(err)
-	}
+	objects := h.cache()
 	m, err := WatchPods(t.Context(), objects)
 	if err != nil {
 		t.Fatal(err)
@@ -202,12 +209,7 @@ func TestWatchPods(t *testing.T) {
 // TestPodIsNotedFirst: whoever hears of a Pod from the cache finds it noted. Who hears first of several that listen is left to chance, so there are many.
 func TestPodIsNotedFirst(t *testing.T) {
 	h := newHarness(t)
-	options := CacheOptions(h.namespace)
-	options.Scheme = testScheme(t)
-	objects, err := cache.New(apiserver.Config(t), options)
-	if err != nil {
-		t.Fatal(err)
-	}
+	objects := h.cache()
 	const count = 20
 	var m *PodMemory
 	noted := make(chan bool, count)
