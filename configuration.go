@@ -1,14 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,7 +69,7 @@ func (o *operatorOptions) problems() map[string]error {
 		"namespace":         namespaces(o.namespaces...),
 		"pages-address":     listenable(o.pagesAddress, false),
 		"pages-url":         pagesURL,
-		"trace-endpoint":    traceEndpoint(o.traceEndpoint),
+		"trace-endpoint":    tracing.CheckEndpoint(o.traceEndpoint),
 	}
 }
 
@@ -131,21 +129,6 @@ func managerName(name string) error {
 	const longest = gearman.MaxClientID - len("_manager")
 	if gearman.ValidFunctionName(name) != nil || strings.Contains(name, ":") || len(name) > longest {
 		return fmt.Errorf("1 to %d printable ASCII characters were expected, without blanks and colons, not %q", longest, name)
-	}
-	return nil
-}
-
-// traceEndpoint is nil for what can be the address of a collector, and for none. A port that does not exist would come out with the first trace.
-func traceEndpoint(endpoint string) error {
-	if err := tracing.CheckEndpoint(endpoint); err != nil {
-		return err
-	}
-	address, err := url.Parse(endpoint)
-	if err != nil {
-		return err
-	}
-	if port, err := strconv.ParseUint(cmp.Or(address.Port(), "1"), 10, 16); err != nil || port == 0 {
-		return fmt.Errorf("a port from 1 to 65535 was expected, not %q", address.Port())
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (r *ZuulBuildReconciler) cordon(ctx context.Context, build *v1alpha1.ZuulBu
 		return err
 	}
 	switch {
-	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || err != nil && serverFault(err): // which no repetition would cure: the verdict must not wait for it
+	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || serverFault(err): // which no repetition would cure: the verdict must not wait for it
 		r.Recorder.Eventf(build, nil, corev1.EventTypeWarning, eventCordonFailed, "Cordon", "Node %s should be cordoned and is not: %v",
 			build.Status.NodeName, err)
 		return nil
@@ -68,7 +68,7 @@ func (r *ZuulBuildReconciler) cordon(ctx context.Context, build *v1alpha1.ZuulBu
 // but not for long: where the operator is not meant to cordon nodes, it waits for nothing. Since when is kept in memory alone, for before the verdict nothing is written.
 func (r *ZuulBuildReconciler) cordonMayPass(build types.NamespacedName, err error) bool {
 	unknownRight := apierrors.IsForbidden(err) && strings.Contains(err.Error(), ` resource "nodes" in API group `)
-	if !unknownRight && (err == nil || !serverFault(err)) {
+	if !unknownRight && !serverFault(err) {
 		r.cordonWaits.Delete(build)
 		return false
 	}

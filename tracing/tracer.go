@@ -9,12 +9,14 @@
 package tracing
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -104,6 +106,10 @@ func parseEndpoint(endpoint string) (*url.URL, error) {
 	address, err := url.Parse(endpoint)
 	if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
 		return nil, fmt.Errorf("an address such as http://collector.example.org:4318 was expected, not %q", endpoint)
+	}
+	// One that does not exist would come out with the first trace only.
+	if port, err := strconv.ParseUint(cmp.Or(address.Port(), "1"), 10, 16); err != nil || port == 0 {
+		return nil, fmt.Errorf("a port from 1 to 65535 was expected, not %q", address.Port())
 	}
 	return address, nil
 }
